@@ -1,0 +1,349 @@
+"""Every setting of a run, as frozen dataclasses: one line above each field gives its consequence.
+
+A `Recipe` is complete: nothing is read from the environment later. `--FIELD VALUE` overrides become
+`dataclasses.replace`; each class validates itself in `__post_init__` with a sentence for the user.
+What belongs to a machine rather than to a result (actors, GPUs, addresses) is in `Shape`, outside
+every fingerprint.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from raydr.errors import UserError
+from raydr.grades import GRADES
+
+Counts = tuple[int, int, int, int, int]
+
+
+def require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
+@dataclass(frozen=True)
+class PhantomSet:
+    """One synthetic data set of procedural phantoms (raydr.fundus.phantom)."""
+
+    # Data set name in prompts and image ids; also picks the camera (tint, blur, noise).
+    dataset: str = "DDR"
+    # train, validation, test, prior or external.
+    split: str = "train"
+    # Photographs per grade 0-4.
+    counts: Counts = (870, 82, 620, 26, 121)
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """Sources -> `real`."""
+
+    # "phantom" renders `phantoms`; anything else names a reader (ddr, eyepacs, ...) used with PATH.
+    source: str = "phantom"
+    # Side of the stored square photograph, px. The paper stores 1024.
+    px: int = 64
+    # Data sets rendered when source = "phantom".
+    phantoms: tuple[PhantomSet, ...] = ()
+    # Fundus crop: "circle" fits the field of view, "paper" is the published rule.
+    crop: str = "circle"
+    # Share of unusable source rows above which ingest fails, 0-1.
+    max_quarantine: float = 0.02
+    # Photographs a shard: one Ray task, one Parquet row group.
+    shard_size: int = 64
+
+    def __post_init__(self) -> None:
+        require(self.px >= 32, f"ingest.px must be at least 32, not {self.px}")
+        require(0 <= self.max_quarantine <= 1, "ingest.max_quarantine is a share between 0 and 1")
+        require(self.crop in ("circle", "paper"), f"ingest.crop is 'circle' or 'paper', not {self.crop!r}")
+
+
+@dataclass(frozen=True)
+class Grader:
+    """How one grader is built and trained; used by ensemble members and by sweep trials."""
+
+    # timm model name, or torchvision's vgg16_bn, densenet121, inception_v3, resnet50 for LANet.
+    backbone: str = "resnet10t"
+    # "plain" = 5-way head; "lanet" = lesion-aware attention with an auxiliary binary head.
+    head: str = "plain"
+    # True takes the backbone's published weights from the hub (needs network once).
+    pretrained: bool = False
+    # Side of the input, px; images are resized when they differ.
+    px: int = 64
+    # Optimisation steps, equal for every arm.
+    steps: int = 200
+    batch: int = 64
+    # "adamw" with a cosine schedule, or "sgd" with the paper's polynomial one.
+    optimizer: str = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    # ce, inverse_frequency, class_balanced, focal, ldam, ldam_drw, balanced_softmax, logit_adjustment
+    loss: str = "ce"
+    # The loss's own parameter: focal gamma, class-balanced beta, logit-adjustment tau; 0 = its default.
+    loss_parameter: float = 0.0
+    # instance (as the data is), sqrt, balanced (each grade 20 % of the draws).
+    sampler: str = "balanced"
+    # Beta(alpha, alpha) MixUp; 0 turns it off.
+    mixup: float = 0.0
+    # rho: targets of synthetic images become (1 - rho) one-hot + rho ensemble mean.
+    soft_labels: float = 0.0
+    # "light" = flips, shifts, rotation and colour jitter; "none" for tests.
+    augmentation: str = "light"
+    # Evaluate on validation every so many steps and keep the best; 0 = last step only.
+    evaluate_every: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.head in ("plain", "lanet"), f"head is 'plain' or 'lanet', not {self.head!r}")
+        require(self.optimizer in ("adamw", "sgd"), f"optimizer is 'adamw' or 'sgd', not {self.optimizer!r}")
+        require(self.sampler in ("instance", "sqrt", "balanced"), f"unknown sampler {self.sampler!r}")
+        require(self.steps >= 1 and self.batch >= 2, "a grader needs at least 1 step and a batch of 2")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One ensemble member: a grader on the training rows outside one inner fold."""
+
+    grader: Grader
+    # Inner fold left out of training and used to calibrate, 0 <= fold < Ensemble.inner_folds.
+    inner_fold: int = 0
+    # "score" members judge samples in the loop (A); "audit" members never do (B).
+    role: str = "score"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Graders that judge samples."""
+
+    members: tuple[Member, ...] = ()
+    inner_folds: int = 5
+
+    def __post_init__(self) -> None:
+        for member in self.members:
+            require(member.role in ("score", "audit"), f"member role is 'score' or 'audit', not {member.role!r}")
+            require(
+                0 <= member.inner_fold < self.inner_folds,
+                f"inner_fold {member.inner_fold} is outside 0..{self.inner_folds - 1}",
+            )
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """LoRA fine-tuning (paper 2, 3)."""
+
+    # Folder or hub id of a diffusers Stable Diffusion pipeline; "phantom" = the built-in small base.
+    base: str = "phantom"
+    revision: str | None = None
+    # Grades that get a generator.
+    grades: tuple[int, ...] = (1, 3)
+    # True trains one generator for all grades instead of one each.
+    joint: bool = False
+    # "plain" (instance + prior) and/or "ecc" (branches from plain at ecc_start).
+    kinds: tuple[str, ...] = ("plain", "ecc")
+    px: int = 64
+    steps: int = 80
+    # Instance/prior pairs a step and device, and steps accumulated.
+    batch_pairs: int = 4
+    accumulation: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    rank: int = 8
+    alpha: int = 8
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    # True updates every UNet weight; no LoRA is saved, but a UNet.
+    full: bool = False
+    # Weights of the loss terms: L = instance + w_prior prior + w_ecc ecc.
+    w_prior: float = 0.1
+    w_ecc: float = 1e-3
+    # First optimizer step with the ECC term, and steps between refreshes of its pool.
+    ecc_start: int = 40
+    ecc_every: int = 10
+    # A refresh makes ecc_calls batches of ecc_batch candidates ...
+    ecc_calls: int = 2
+    ecc_batch: int = 16
+    # ... looks at the ecc_keep of each with the highest intended-grade probability ...
+    ecc_keep: int = 12
+    # ... and keeps those whose ensemble mean reaches this.
+    ecc_threshold: float = 0.7
+    # False admits candidates unseen by the ensemble (control: self-training without semantics).
+    ecc_select: bool = True
+    # Sampler of the candidates.
+    ecc_steps: int = 10
+    ecc_guidance: float = 2.0
+    # Steps between checkpoints; 0 = only at the ECC branch and the end.
+    checkpoint_every: int = 0
+    # Steps between validation losses and TensorBoard grids; 0 = only at the end.
+    validate_every: int = 20
+    # fp32, bf16 or fp16 compute of the frozen weights.
+    precision: str = "fp32"
+    # Trades compute for memory; needed for SD 1.5 at batch 3 pairs in 24 GB.
+    gradient_checkpointing: bool = False
+    # Minimum signal-to-noise weighting gamma (Hang et al. 2023); 0 = off, as in the paper.
+    min_snr: float = 0.0
+    # Noise offset (0 = off, as in the paper).
+    noise_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(set(self.grades) <= set(GRADES), f"finetune.grades {self.grades} are not within 0-4")
+        require(
+            len(self.kinds) > 0 and set(self.kinds) <= {"plain", "ecc"},
+            f"finetune.kinds holds 'plain' and 'ecc', not {self.kinds}",
+        )
+        require(self.steps >= 1, "finetune.steps must be at least 1")
+        require(0 < self.ecc_start, "finetune.ecc_start must be at least 1")
+        require(
+            "ecc" not in self.kinds or self.ecc_start < self.steps,
+            f"finetune.ecc_start {self.ecc_start} must lie before the last step {self.steps}",
+        )
+        require(0 < self.ecc_keep <= self.ecc_batch, "finetune.ecc_keep must lie in 1..ecc_batch")
+        require(self.precision in ("fp32", "bf16", "fp16"), f"unknown precision {self.precision!r}")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How noise becomes an image; every field changes pixels, so all are identity."""
+
+    # "dpm++" (DPM-Solver++ 2M), "ddim", or "base" = the scheduler shipped with the base.
+    name: str = "dpm++"
+    steps: int = 10
+    # Classifier-free guidance weight; 1 turns guidance off (and halves the cost).
+    guidance: float = 2.0
+    # Images of one compute batch; short batches are padded, so this is part of the identity.
+    batch: int = 16
+    # fp32, bf16 or fp16 compute.
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        require(self.name in ("dpm++", "ddim", "base"), f"unknown sampler {self.name!r}")
+        require(self.steps >= 1 and self.batch >= 1, "sampler.steps and sampler.batch must be at least 1")
+
+
+@dataclass(frozen=True)
+class Synthesize:
+    """Generators -> `synthetic`."""
+
+    sampler: Sampler = field(default_factory=Sampler)
+    # Images per generator and grade; with `accepted` the least that is made.
+    count: int = 96
+    # Wanted images inside `band` per generator and grade; 0 = exactly `count`, no quota.
+    accepted: int = 0
+    # Most images per generator and grade that a quota may cost.
+    max_images: int = 100_000
+    # Semantic score band [low, high] that the quota counts.
+    band: tuple[float, float] = (0.7, 0.9)
+    # Images a shard: one Ray block, one Parquet row group; a whole number of compute batches.
+    shard_size: int = 64
+    # Starts of a shard after which it is quarantined.
+    max_starts: int = 3
+
+    def __post_init__(self) -> None:
+        low, high = self.band
+        require(0 <= low < high <= 1, f"synthesize.band must satisfy 0 <= low < high <= 1, not {self.band}")
+        require(
+            self.shard_size % self.sampler.batch == 0,
+            f"synthesize.shard_size {self.shard_size} is no whole number of compute batches of {self.sampler.batch}",
+        )
+        require(self.count >= 1, "synthesize.count must be at least 1")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Which arms, over which seeds; `real` + `synthetic` -> `trials`."""
+
+    arms: tuple[str, ...] = ("real_only", "oversampling", "naive", "band", "ecc", "ceiling")
+    num_seeds: int = 3
+    grader: Grader = field(default_factory=Grader)
+    # Grades that receive synthetic images.
+    grades: tuple[int, ...] = (1, 3)
+    ratio: float = 1.0
+    band: tuple[float, float] = (0.7, 0.9)
+    # Cells of the band x ratio map, scored on validation only; empty = no map.
+    map_bands: tuple[tuple[float, float], ...] = ()
+    map_ratios: tuple[float, ...] = ()
+    map_seeds: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.num_seeds >= 1, "sweep.num_seeds must be at least 1")
+        require(self.ratio >= 0, "sweep.ratio must not be negative")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Presentation only; outside every fingerprint."""
+
+    bootstrap_draws: int = 10_000
+    confidence: float = 0.95
+    # Thumbnails in the gallery per generator and grade.
+    gallery: int = 60
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete run."""
+
+    name: str
+    # Root of every seed below; another seed is another cohort.
+    seed: int = 1
+    # Independent repetitions of the whole chain (cohort, ensemble, generators, trials).
+    num_replicates: int = 1
+    # Evaluated fold of a pooled train + validation set; null uses the official splits.
+    fold: int | None = None
+    ingest: Ingest = field(default_factory=Ingest)
+    ensemble: Ensemble = field(default_factory=Ensemble)
+    finetune: Finetune = field(default_factory=Finetune)
+    synthesize: Synthesize = field(default_factory=Synthesize)
+    sweep: Sweep = field(default_factory=Sweep)
+    report: Report = field(default_factory=Report)
+
+    def __post_init__(self) -> None:
+        require(self.num_replicates >= 1, "num_replicates must be at least 1")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the machines look like; never part of an identity."""
+
+    name: str = "laptop"
+    # Ray address; null starts Ray on this machine (or attaches inside a job).
+    address: str | None = None
+    num_cpus: int | None = None
+    # Concurrent generator actors, and the threads and GPUs of each.
+    generators: int = 2
+    generator_cpus: float = 0.5
+    generator_gpus: float = 0.0
+    # Concurrent grader trials and the GPUs of each.
+    trial_cpus: float = 1.0
+    trial_gpus: float = 0.0
+    # Workers of Ray Train and the GPUs of each.
+    train_workers: int = 1
+    train_gpus: float = 0.0
+    max_failures: int = 3
+
+
+SHAPES = {
+    "laptop": Shape(),
+    "workstation": Shape(
+        name="workstation", generators=1, generator_cpus=1, generator_gpus=1, trial_cpus=2, trial_gpus=0.25, train_gpus=1
+    ),
+    "cluster": Shape(
+        name="cluster",
+        address="auto",
+        generators=8,
+        generator_cpus=1,
+        generator_gpus=1,
+        trial_cpus=4,
+        trial_gpus=0.5,
+        train_workers=4,
+        train_gpus=1,
+    ),
+}
+
+
+def changed_field(before: object, after: object, path: str = "") -> tuple[str, object, object] | None:
+    """First field in which two configurations differ, as (dotted path, before, after); None if equal."""
+    if dataclasses.is_dataclass(before) and dataclasses.is_dataclass(after):
+        for item in dataclasses.fields(before):
+            dotted = f"{path}.{item.name}" if path else item.name
+            difference = changed_field(getattr(before, item.name), getattr(after, item.name), dotted)
+            if difference:
+                return difference
+        return None
+    return None if before == after else (path, before, after)

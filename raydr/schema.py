@@ -1,0 +1,129 @@
+"""The Arrow schemas of the data contract: what each table holds, column by column.
+
+Written explicitly so that a reader never infers, and checked on every read and write. Encoded
+images are `large_binary`: a row group of many photographs passes the 2 GiB of `binary`.
+"""
+
+import pyarrow as pa
+
+REAL = pa.schema(
+    [
+        ("image_id", pa.string()),  # "{dataset}/{name}", unique in a run
+        ("dataset", pa.string()),
+        ("split", pa.string()),  # train, validation, test, prior, external
+        ("fold", pa.int8()),  # the fold that validates on this row; null = none
+        ("patient_id", pa.string()),  # null where the source has none
+        ("grade", pa.int8()),  # 0-4; null = ungraded or ungradable
+        ("gradable", pa.bool_()),
+        ("stratum", pa.string()),  # acquisition source inside a dataset, for reporting only
+        ("image", pa.large_binary()),  # encoded, cropped, padded to a square
+        ("width", pa.int32()),  # of `image`, px
+        ("height", pa.int32()),
+        ("sha256", pa.string()),  # of `image`
+        ("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
+        ("lesions", pa.string()),  # phantoms: the lesion ledger as JSON; null otherwise
+    ]
+)
+
+SAMPLER = pa.struct(
+    [
+        ("name", pa.string()),
+        ("steps", pa.int32()),
+        ("guidance", pa.float32()),
+        ("batch", pa.int32()),  # static compute batch the pixels were made in
+    ]
+)
+
+SYNTHETIC = pa.schema(
+    [
+        ("sample_id", pa.string()),  # "{generator_id}/g{grade}/{index}"
+        ("generator_id", pa.string()),
+        ("kind", pa.string()),  # plain, ecc
+        ("fold", pa.int8()),
+        ("grade", pa.int8()),  # intended
+        ("index", pa.int64()),
+        ("seed", pa.uint64()),
+        ("prompt", pa.string()),
+        ("sampler", SAMPLER),
+        ("image", pa.large_binary()),
+        ("sha256", pa.string()),
+        ("blank", pa.bool_()),
+        ("valid_fundus", pa.bool_()),
+        ("nearest_image_id", pa.string()),
+        ("nearest_distance", pa.float32()),
+        ("ensemble_id", pa.string()),
+        ("probabilities", pa.list_(pa.list_(pa.float32()))),  # members x 5, raw softmax
+        ("score", pa.float32()),  # mean over members of the intended grade's probability
+        ("device", pa.string()),
+        ("versions", pa.string()),
+        ("synthetic", pa.bool_()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("ensemble_id", pa.string()),
+        ("probabilities", pa.list_(pa.list_(pa.float32()))),
+        ("score", pa.float32()),
+    ]
+)
+
+TRIALS = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("arm", pa.string()),
+        ("purpose", pa.string()),  # arm (reported on test), map (band x ratio, validation only)
+        ("band_low", pa.float32()),
+        ("band_high", pa.float32()),
+        ("ratio", pa.float32()),
+        ("backbone", pa.string()),
+        ("loss", pa.string()),
+        ("sampler", pa.string()),
+        ("seed", pa.int32()),
+        ("fold", pa.int8()),
+        ("replicate", pa.int32()),
+        ("steps", pa.int32()),
+        ("num_real", pa.int64()),
+        ("num_synthetic", pa.list_(pa.int64())),  # per grade
+        ("shortage", pa.list_(pa.int64())),  # per grade: asked for but not there
+        ("validation_balanced_accuracy", pa.float32()),
+        ("balanced_accuracy", pa.float32()),  # test; null for maps
+        ("accuracy", pa.float32()),
+        *[(f"recall_{grade}", pa.float32()) for grade in range(5)],
+        ("seconds", pa.float32()),
+    ]
+)
+
+PREDICTIONS = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("split", pa.string()),  # validation, test, external
+        ("image_id", pa.string()),
+        ("grade", pa.int8()),
+        ("prediction", pa.int8()),
+        ("probabilities", pa.list_(pa.float32())),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        ("table", pa.string()),
+        ("key", pa.string()),  # path, sample id or shard key
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return `table` with exactly the columns, order and types of `schema`.
+
+    Raises ValueError naming the first missing column; extra columns are refused too, because a
+    column that no reader knows is a typo more often than a wish.
+    """
+    missing = [name for name in schema.names if name not in table.column_names]
+    extra = [name for name in table.column_names if name not in schema.names]
+    if missing or extra:
+        raise ValueError(f"table does not fit its schema: missing {missing}, unexpected {extra}")
+    return table.select(schema.names).cast(schema)
