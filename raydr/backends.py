@@ -1,0 +1,249 @@
+"""The two kinds of place a run can live in, with one guarantee: a key appears whole or not at all,
+and of several `put(create=True)` exactly one returns True.
+
+Local folders: temporary file + fsync + `os.link`, which fails when the name exists. Buckets: one
+conditional create through obstore (pyarrow ignores If-None-Match and publishes partial objects).
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from raydr.errors import UserError
+
+# Holds files that are being written, inside the run so that `os.link` stays on one file system.
+TEMPORARY = ".tmp"
+_MENDABLE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission is denied",
+    errno.EROFS: "the file system is read-only",
+    errno.EPERM: "the file system does not allow it (it may lack hard links)",
+    errno.ENOTSUP: "the file system lacks hard links",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENAMETOOLONG: "the path is too long",
+    errno.ENOLCK: "the file system lacks locks",
+}
+_hits: dict[str, int] = {}
+
+
+def failpoint(name: str) -> None:
+    """Fail here if RAYDR_FAILPOINT is "name:action[:nth]"; action is exit (137, as SIGKILL), raise or enospc.
+
+    Only tests set it. `nth` counts the calls of this name in this process, from 1 (the default).
+    """
+    wanted = os.environ.get("RAYDR_FAILPOINT")
+    if not wanted or not wanted.startswith(name + ":"):
+        return
+    _, action, *nth = wanted.split(":")
+    _hits[name] = _hits.get(name, 0) + 1
+    if _hits[name] != int(nth[0] if nth else 1):
+        return
+    if action == "exit":
+        os._exit(137)
+    if action == "enospc":
+        raise OSError(errno.ENOSPC, "injected by RAYDR_FAILPOINT")
+    assert action == "raise", wanted
+    raise RuntimeError(f"failpoint {name}")
+
+
+def mendable(error: Exception) -> str | None:
+    """What a user can mend about an error of this module's backends, in words; None for anything else."""
+    if isinstance(error, OSError):
+        return _MENDABLE.get(error.errno or 0)
+    if type(error).__module__ != "obstore.exceptions":
+        return None
+    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
+        return "the object store refuses these credentials"
+    # First line only: the rest of obstore's text is a dump of the request.
+    return f"the object store does not answer as it should ({str(error).splitlines()[0][:300]})"
+
+
+class Folder:
+    """A run on a file system of this machine (or mounted on it); `root` is absolute."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def put(self, key: str, data: bytes | Path, create: bool, sync: bool = True) -> bool:
+        target = self.root / key
+        temporary = self.root / TEMPORARY / f"{os.getpid()}-{secrets.token_hex(8)}"
+        _make_folder(temporary.parent)
+        _make_folder(target.parent)
+        try:
+            with open(temporary, "xb") as file:
+                if isinstance(data, Path):
+                    with open(data, "rb") as source:
+                        shutil.copyfileobj(source, file, 1 << 20)
+                else:
+                    file.write(data)
+                file.flush()
+                failpoint("before_fsync")
+                if sync:
+                    os.fsync(file.fileno())
+            failpoint("after_write")
+            if create:
+                try:
+                    os.link(temporary, target)
+                except FileExistsError:
+                    return False
+            else:
+                os.replace(temporary, target)
+            failpoint("after_link")
+            if sync:
+                _sync_folder(target.parent)
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def get(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def exists(self, key: str) -> bool:
+        return (self.root / key).is_file()
+
+    def delete(self, key: str) -> None:
+        (self.root / key).unlink(missing_ok=True)
+
+    def list(self, prefix: str) -> list[tuple[str, int]]:
+        """Every (key, bytes) below the folder `prefix`, unsorted; hidden names are skipped."""
+        found: list[tuple[str, int]] = []
+        folders = [(os.path.join(self.root, prefix), f"{prefix}/" if prefix else "")]
+        while folders:
+            folder, start = folders.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if entry.name.startswith("."):
+                            continue
+                        if entry.is_dir():
+                            folders.append((entry.path, f"{start}{entry.name}/"))
+                        else:
+                            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                                found.append((start + entry.name, entry.stat().st_size))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return found
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power cut can forget the name of a file whose bytes are safe.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Bucket:
+    """A run in an object store (S3 or Google Cloud Storage)."""
+
+    def __init__(self, url: str) -> None:
+        import obstore.store
+
+        self.url = url
+        self.store = obstore.store.from_url(url, **_options(url))
+
+    def put(self, key: str, data: bytes | Path, create: bool, sync: bool = True) -> bool:
+        failpoint("before_fsync")
+        failpoint("after_write")
+        if self.put_if(key, data, "create" if create else None) is None:
+            return False
+        failpoint("after_link")
+        return True
+
+    def put_if(self, key: str, data: bytes | Path, condition: Any) -> dict[str, str] | None:
+        """Write when `condition` holds ("create", a version, None = always); the new version, or None if it fails."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            # A conditional put is one request: a multipart upload would drop the condition on some stores.
+            result = obstore.put(self.store, key, data, mode=condition, use_multipart=False if condition else None)
+        except FileNotFoundError:
+            raise UserError(f"the bucket of {self.url} does not exist: create it first, or check --out") from None
+        except (AlreadyExistsError, PreconditionError):
+            return None
+        return _version(result)
+
+    def get(self, key: str) -> bytes:
+        return self.get_versioned(key)[0]
+
+    def get_versioned(self, key: str) -> tuple[bytes, dict[str, str]]:
+        import obstore
+
+        result = obstore.get(self.store, key)
+        return bytes(result.bytes()), _version(result.meta)
+
+    def exists(self, key: str) -> bool:
+        import obstore
+
+        try:
+            obstore.head(self.store, key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        with contextlib.suppress(FileNotFoundError):
+            obstore.delete(self.store, key)
+
+    def list(self, prefix: str) -> list[tuple[str, int]]:
+        """Every (key, bytes) below the folder `prefix`, unsorted."""
+        import obstore
+
+        pages = obstore.list(self.store, prefix or None, chunk_size=1000)
+        return [(meta["path"], meta["size"]) for page in pages for meta in page]
+
+
+def _version(meta: Any) -> dict[str, str]:
+    return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
+
+
+def s3_endpoint() -> str:
+    """The S3-compatible server that the environment names; "" = Amazon's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Client options; credentials come from the environment's usual chain and stay inside the client."""
+    options: dict[str, Any] = {}
+    if not url.startswith("s3://"):
+        return options
+    if s3_endpoint():
+        options |= {"endpoint": s3_endpoint(), "client_options": {"allow_http": s3_endpoint().startswith("http://")}}
+    elsewhere = {"AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"}
+    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
+    if file.is_file() and not elsewhere & set(os.environ):
+        try:  # obstore itself does not read profiles, pyarrow and the AWS tools do
+            from obstore.auth.boto3 import Boto3CredentialProvider
+        except ImportError:
+            raise UserError(f"{file} can only be read with boto3: pip install boto3, or export its keys") from None
+        options["credential_provider"] = Boto3CredentialProvider()
+    return options
+
+
+@functools.cache
+def _connect(url: str, pid: int) -> Folder | Bucket:
+    return Bucket(url) if "://" in url else Folder(Path(url))
+
+
+def connect(url: str) -> Folder | Bucket:
+    """The backend of `url`, one a process: a forked child must not share its parent's connections."""
+    return _connect(url, os.getpid())

@@ -1,0 +1,68 @@
+"""How a shard is laid out: one Parquet file of one row group that any reader of Parquet opens."""
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydr import identity
+
+# What `inspect` raises for bytes that are no shard, or no longer one.
+UNREADABLE = (pa.ArrowException, OSError, KeyError)
+
+
+def schema_hash(schema: pa.Schema) -> str:
+    """16 hex digits that change with the names, order and types of the columns."""
+    return identity.fingerprint([[item.name, _kind(item.type)] for item in schema])
+
+
+def _kind(kind: pa.DataType) -> Any:
+    # str() would not do: Parquet gives back list<item: float> as list<element: float>.
+    if pa.types.is_struct(kind):
+        return [[item.name, _kind(item.type)] for item in kind]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return ["list", _kind(kind.value_type)]
+    return str(kind)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """One Parquet file of one row group, built in memory; equal tables give equal bytes.
+
+    Columns named `image` are encoded already: stored as they are, without dictionary or statistics.
+    The rest is zstd. Every page carries a checksum.
+    """
+    leaves = {leaf: item.name for item in table.schema for leaf in _leaves(item.name, item.type)}
+    others = [leaf for leaf, column in leaves.items() if column != "image"]
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=max(1, table.num_rows),
+        compression={leaf: "none" if column == "image" else "zstd" for leaf, column in leaves.items()},
+        use_dictionary=others,
+        write_statistics=others,
+        write_page_checksum=True,
+    )
+    return buffer.getvalue()
+
+
+def inspect(data: bytes, decode: bool = True) -> tuple[int, str, str]:
+    """(rows, fingerprint, schema hash) of a shard's bytes; with `decode` every page is read and checked.
+
+    Raises one of UNREADABLE for anything that is not a whole shard.
+    """
+    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    if decode:
+        file.read()
+    metadata = file.schema_arrow.metadata or {}
+    return file.metadata.num_rows, metadata[b"raydr.fingerprint"].decode(), schema_hash(file.schema_arrow)
+
+
+def _leaves(name: str, kind: pa.DataType) -> list[str]:
+    """Parquet's dotted paths of the leaves of one column."""
+    if pa.types.is_struct(kind):
+        return [leaf for item in kind for leaf in _leaves(f"{name}.{item.name}", item.type)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _leaves(f"{name}.list.element", kind.value_type)
+    return [name]
