@@ -19,6 +19,8 @@ REAL = pa.schema(
         ("image", pa.large_binary()),  # encoded, cropped, padded to a square
         ("width", pa.int32()),  # of `image`, px
         ("height", pa.int32()),
+        ("source_width", pa.int32()),  # of the file it came from, px; null for phantoms
+        ("source_height", pa.int32()),
         ("sha256", pa.string()),  # of `image`
         ("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
         ("lesions", pa.string()),  # phantoms: the lesion ledger as JSON; null otherwise

@@ -1,0 +1,59 @@
+"""A 64-bit perceptual hash whose mirror image follows from the hash itself.
+
+The hash holds the signs of 8 x 8 low-frequency DCT coefficients. Mirroring a picture flips the sign of the
+coefficients of odd horizontal frequency and nothing else, so `mirrored` is one XOR, and a table need not store two.
+"""
+
+import numpy as np
+from PIL import Image
+from scipy import fft, ndimage
+
+PX = 64
+# Coefficients 1..8 in both directions: frequency 0 is the mean and the shading of whole rows.
+FREQUENCIES = slice(1, 9)
+
+
+def _mirror_mask() -> int:
+    odd_columns = np.broadcast_to(np.arange(1, 9) % 2 == 1, (8, 8))
+    return int.from_bytes(np.packbits(odd_columns).tobytes(), "big")
+
+
+MIRROR_MASK = np.uint64(_mirror_mask())
+
+
+def _disc() -> np.ndarray:
+    """Soft mask of the inscribed disc, (PX, PX): the field of view's rim is in every photograph and tells nothing."""
+    axis = (np.arange(PX) + 0.5) / PX - 0.5
+    radius = np.hypot(axis[:, None], axis[None, :])
+    return np.clip((0.45 - radius) / 0.05, 0, 1)
+
+
+DISC = _disc()
+
+
+def detail(pixels: np.ndarray) -> np.ndarray:
+    """Vessels and disc of uint8 RGB (H, W, 3) as float64 (PX, PX): local contrast inside the disc, zero outside.
+
+    Subtracting the local mean leaves illumination out, dividing by the overall contrast leaves exposure out.
+    """
+    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((PX, PX), Image.Resampling.BOX), dtype=np.float64)
+    inside = DISC > 0
+    grey = np.where(inside, grey, grey[inside].mean())
+    local = (grey - ndimage.gaussian_filter(grey, 6.0, mode="nearest")) * DISC
+    return local / max(float(local.std()), 1e-6)
+
+
+def phash(pixels: np.ndarray) -> str:
+    """16 hex digits (64 bits) of uint8 RGB (H, W, 3)."""
+    coefficients = fft.dctn(detail(pixels), type=2, norm="ortho")[FREQUENCIES, FREQUENCIES]
+    return np.packbits(coefficients > 0).tobytes().hex()
+
+
+def mirrored(value: str) -> str:
+    """Hash of the picture mirrored left to right."""
+    return f"{int(value, 16) ^ int(MIRROR_MASK):016x}"
+
+
+def hamming(a: str, b: str) -> int:
+    """Number of bits in which two hashes differ, 0-64."""
+    return (int(a, 16) ^ int(b, 16)).bit_count()

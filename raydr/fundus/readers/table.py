@@ -1,0 +1,75 @@
+"""Any CSV with a path and a grade column; optionally split, patient and gradable columns."""
+
+import posixpath
+from collections.abc import Mapping, Sequence
+
+from raydr.fundus.readers.rows import (
+    SPLITS,
+    Label,
+    Listed,
+    Naming,
+    Reader,
+    csv_records,
+    csv_rows,
+    is_image,
+    join,
+    merge,
+    stem_of,
+)
+
+# Column names that are understood, most explicit first.
+PATH_COLUMNS = ("path", "image_path", "filepath", "file", "filename", "image", "image_id", "id_code", "name")
+GRADE_COLUMNS = ("grade", "dr_grade", "level", "diagnosis", "label")
+PATIENT_COLUMNS = ("patient_id", "patient")
+NO = ("0", "0.0", "false", "no")
+
+
+def column_of(header: Sequence[str], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in header), None)
+
+
+def read(listing: Sequence[str], label_files: Mapping[str, bytes]) -> Listed:
+    parts = []
+    for path, data in label_files.items():
+        header = [name.lower() for name in (csv_rows(data) or [[]])[0]]
+        name_column, grade_column = column_of(header, PATH_COLUMNS), column_of(header, GRADE_COLUMNS)
+        if name_column is None or grade_column is None:
+            continue  # another table that lies in the same folder
+        patient_column = column_of(header, PATIENT_COLUMNS)
+        labels = []
+        for row in csv_records(data, path):
+            name = row[name_column].replace("\\", "/")
+            labels.append(
+                Label(
+                    name,
+                    row[grade_column],
+                    gradable=row.get("gradable", "").lower() not in NO,
+                    patient_id=row.get(patient_column or "") or None,
+                    split=SPLITS.get(row.get("split", "").lower()),
+                    path=posixpath.normpath(posixpath.join(posixpath.dirname(path), name)),
+                )
+            )
+        # A photograph without a label is one that lies beside labelled ones; other folders are not this table's.
+        names = {posixpath.splitext(posixpath.basename(label.name))[0].casefold() for label in labels}
+        names |= {posixpath.basename(label.name).casefold() for label in labels}
+        images = [image for image in listing if is_image(image)]
+        folders = {posixpath.dirname(image) for image in images if stem_of(image).casefold() in names}
+        files = [image for image in images if posixpath.dirname(image) in folders]
+        parts.append(joined_by_path(files, labels, SPLITS.get(stem_of(path).lower()), path))
+    return merge(parts)
+
+
+def joined_by_path(files: Sequence[str], labels: Sequence[Label], split: str | None, path: str) -> Listed:
+    """As `join`, with ids that keep the folder, because names need not be unique across folders."""
+    rows, rejected = join(Naming("csv"), files, labels, split, path)
+    by_path = {row.path: Naming("csv", prefix=f"{posixpath.dirname(row.path)}/".lstrip("/")) for row in rows}
+    return [by_path[r.path].row(r.path, r.split, r.grade, r.gradable, r.patient_id) for r in rows], rejected
+
+
+READER = Reader(
+    "csv",
+    read,
+    label_files=r"\.csv$",
+    layout=f"a CSV with a column out of {', '.join(PATH_COLUMNS)} and one out of {', '.join(GRADE_COLUMNS)}",
+    terms="the user's own",
+)
