@@ -16,21 +16,22 @@ from PIL import Image, ImageDraw
 
 # Smallest drawn diameter (or line width) by kind, output px.
 FLOOR_PX = {
-    "microaneurysm": 1.3,
-    "dot": 1.4,
-    "blot": 2.2,
+    "microaneurysm": 1.4,
+    "dot": 1.7,
+    "blot": 2.6,
     "flame": 1.6,
     "exudate": 1.0,
     "cotton_wool": 3.5,
     "venous_beading": 1.7,
     "irma": 0.65,
-    "neovascularisation_disc": 0.6,
-    "neovascularisation_elsewhere": 0.6,
+    "neovascularisation_disc": 0.75,
+    "neovascularisation_elsewhere": 0.75,
     "preretinal": 8.0,
     "vitreous": 14.0,
 }
 
-DARK_RED, RED, YELLOW, WHITE = (92, 16, 14), (128, 26, 20), (246, 224, 120), (236, 226, 190)
+DARK_RED, RED, CRIMSON = (84, 12, 12), (120, 24, 20), (196, 20, 40)
+YELLOW, WHITE = (246, 224, 120), (236, 226, 190)
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,10 @@ class Plan:
         signs = self.rng.choice(4, size=self.rng.integers(1, 3), replace=False, p=[0.35, 0.35, 0.2, 0.1])
         for sign in signs:
             if sign == 0:
-                self.add("neovascularisation_disc", (70, 110), at=self.disc)
+                self.add("neovascularisation_disc", (90, 130), at=self.disc)
             elif sign == 1:
                 for _ in range(self.rng.integers(1, 3)):
-                    self.add("neovascularisation_elsewhere", (70, 120), radius=(0.4, 0.7))
+                    self.add("neovascularisation_elsewhere", (90, 140), radius=(0.4, 0.7))
             elif sign == 2:
                 self.add("preretinal", (90, 170), radius=(0.2, 0.6))
             else:
@@ -159,7 +160,7 @@ class Canvas:
 
     def draw(self, lesions: list[Lesion]) -> None:
         """Composite soft and hard layers in depth order: white, yellow, red, dark red."""
-        layers = {colour: Image.new("L", self.image.size) for colour in (WHITE, YELLOW, RED, DARK_RED)}
+        layers = {colour: Image.new("L", self.image.size) for colour in (WHITE, YELLOW, RED, DARK_RED, CRIMSON)}
         pens = {colour: ImageDraw.Draw(layer) for colour, layer in layers.items()}
         used: set[tuple[int, int, int]] = set()
         for lesion in lesions:
@@ -173,7 +174,7 @@ class Canvas:
 
     def _microaneurysm(self, lesion: Lesion, pens: dict) -> tuple[int, int, int]:
         x, y = self.xy(lesion.x, lesion.y)
-        self._disc(pens[DARK_RED], x, y, self.width(lesion), int(self.rng.uniform(165, 225)))
+        self._disc(pens[DARK_RED], x, y, self.width(lesion), int(self.rng.uniform(165, 240)))
         return DARK_RED
 
     _dot = _microaneurysm
@@ -237,8 +238,8 @@ class Canvas:
         return RED
 
     def _neovascularisation(self, lesion: Lesion, pens: dict) -> tuple[int, int, int]:
-        self._tangle(lesion, pens[RED], turns=5, fill=235)
-        return RED
+        self._tangle(lesion, pens[CRIMSON], turns=4, fill=240)
+        return CRIMSON
 
     def _preretinal(self, lesion: Lesion, pens: dict) -> tuple[int, int, int]:
         """Boat-shaped: blood settles under gravity below a flat fluid level."""

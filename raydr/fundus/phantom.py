@@ -31,15 +31,15 @@ class Camera:
     green: tuple[float, float] = (88, 122)
     blue: tuple[float, float] = (38, 66)
     gamma: tuple[float, float] = (0.85, 1.2)
-    blur_px: tuple[float, float] = (0.15, 0.5)
-    noise: tuple[float, float] = (1.0, 4.0)
+    blur_px: tuple[float, float] = (0.1, 0.35)
+    noise: tuple[float, float] = (1.0, 3.0)
     # Field-of-view diameter as a share of the image side; above 1 the circle is cut off.
     field: tuple[float, float] = (0.93, 1.0)
 
 
 CAMERAS = {
     "DDR": Camera(),
-    "EyePACS": Camera(red=(165, 240), green=(70, 125), blue=(25, 75), blur_px=(0.1, 0.6), noise=(1, 5), field=(0.9, 1.02)),
+    "EyePACS": Camera(red=(165, 240), green=(70, 125), blue=(25, 75), blur_px=(0.1, 0.45), noise=(1, 4), field=(0.9, 1.02)),
     "APTOS": Camera(red=(150, 205), green=(80, 120), blue=(20, 50), blur_px=(0.1, 0.4), field=(0.95, 1.05)),
     "Messidor-2": Camera(red=(190, 240), green=(95, 130), blue=(45, 80), blur_px=(0.1, 0.3), noise=(0.5, 2)),
 }
