@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -26,6 +27,7 @@ _MENDABLE = {
     errno.EPERM: "the file system does not allow it (it may lack hard links)",
     errno.ENOTSUP: "the file system lacks hard links",
     errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
     errno.EISDIR: "a folder stands where a file is needed",
     errno.ENAMETOOLONG: "the path is too long",
     errno.ENOLCK: "the file system lacks locks",
@@ -61,8 +63,8 @@ def mendable(error: Exception) -> str | None:
         return None
     if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
         return "the object store refuses these credentials"
-    # First line only: the rest of obstore's text is a dump of the request.
-    return f"the object store does not answer as it should ({str(error).splitlines()[0][:300]})"
+    # Up to the first line or tag: the rest of obstore's text is a dump of request and answer.
+    return f"the object store does not answer as it should ({re.split('[<{]|$', str(error), flags=re.M)[0][:300]})"
 
 
 class Folder:
@@ -104,6 +106,9 @@ class Folder:
 
     def get(self, key: str) -> bytes:
         return (self.root / key).read_bytes()
+
+    def fetch(self, key: str, to: Path) -> None:
+        shutil.copyfile(self.root / key, to)
 
     def exists(self, key: str) -> bool:
         return (self.root / key).is_file()
@@ -188,6 +193,14 @@ class Bucket:
 
         result = obstore.get(self.store, key)
         return bytes(result.bytes()), _version(result.meta)
+
+    def fetch(self, key: str, to: Path) -> None:
+        """Copy an object to a file in pieces of 8 MiB: a UNet of 3.4 GB need not fit in memory."""
+        import obstore
+
+        with open(to, "wb") as file:
+            for piece in obstore.get(self.store, key).stream(min_chunk_size=8 << 20):
+                file.write(piece)
 
     def exists(self, key: str) -> bool:
         import obstore

@@ -101,22 +101,26 @@ def _beat(mine: dict[str, Any]) -> bytes:
 
 
 def _take(backend: Bucket, mine: dict[str, Any]) -> dict[str, str]:
-    version = backend.put_if(LOCK, _beat(mine), "create")
-    if version is not None:
-        return version
-    body, found = backend.get_versioned(LOCK)
-    holder = _parse(body)
-    if holder.get("token") == mine["token"]:  # our own create, whose answer was lost and retried
-        return found
-    if not _is_dead(holder):
-        if time.time() - holder.get("beat", 0) < EXPIRY_SECONDS:
-            raise _refusal(backend.url, body)
-        # A clock that runs ahead makes a live lock look old: watch for two heartbeats before taking it.
-        time.sleep(2 * HEARTBEAT_SECONDS)
-    taken = backend.put_if(LOCK, _beat(mine), found)
-    if taken is None:
-        raise _refusal(backend.url, backend.get(LOCK))
-    return taken
+    for _ in range(3):
+        version = backend.put_if(LOCK, _beat(mine), "create")
+        if version is not None:
+            return version
+        try:
+            body, found = backend.get_versioned(LOCK)
+        except FileNotFoundError:  # given back between the two requests
+            continue
+        holder = _parse(body)
+        if holder.get("token") == mine["token"]:  # our own create, whose answer was lost and which was sent again
+            return found
+        if not _has_ended(holder):
+            if time.time() - float(holder.get("beat", 0)) < EXPIRY_SECONDS:
+                raise _refusal(backend.url, body)
+            # A clock that runs ahead makes a live lock look old: watch for two heartbeats before taking it.
+            time.sleep(2 * HEARTBEAT_SECONDS)
+        version = backend.put_if(LOCK, _beat(mine), found)
+        if version is not None:
+            return version
+    raise UserError(f"{backend.url} changes hands all the time: other drivers want it too; try again later")
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -127,7 +131,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
+def _has_ended(holder: dict[str, Any]) -> bool:
     """Whether the holder ran on this host and has ended, so that a resume need not wait for the expiry."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
@@ -135,6 +139,6 @@ def _is_dead(holder: dict[str, Any]) -> bool:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except PermissionError:  # it lives, as another user
         return False
     return False

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from raydr import identity
 
 # What `inspect` raises for bytes that are no shard, or no longer one.
-UNREADABLE = (pa.ArrowException, OSError, KeyError)
+UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError)
 
 
 def schema_hash(schema: pa.Schema) -> str:

@@ -6,7 +6,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydr.backends import TEMPORARY, Bucket, Folder, connect, failpoint, mendable, s3_endpoint
 from raydr.errors import DamagedData, MissingInput, UserError
-from raydr.identity import sha256
+from raydr.identity import fingerprint, sha256
 from raydr.locks import LOCK, hold
 
 if TYPE_CHECKING:
@@ -127,7 +130,7 @@ class Run:
         data = self.read(key)
         try:
             return json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DamagedData(f"{key} in {self.url} is damaged: run `raydr repair {self.url}`") from None
 
     def create_json(self, key: str, value: Any, sync: bool = True) -> bool:
@@ -185,21 +188,43 @@ class Run:
         if (to / DONE).is_file():
             return to
         mark = self.read_json(f"{prefix}/{DONE}")
-        half = to.parent / f"{TEMPORARY}-{to.name}-{os.getpid()}-{threading.get_ident()}"
-        for name, expected in mark["files"].items():
-            data = self.read(f"{prefix}/{check_key(name)}")
-            if sha256(data) != expected["sha256"]:
-                raise DamagedData(f"{prefix}/{name} in {self.url} differs from its upload: delete {prefix} and redo it")
-            (half / name).parent.mkdir(parents=True, exist_ok=True)
-            (half / name).write_bytes(data)
-        half.mkdir(parents=True, exist_ok=True)
-        (half / DONE).write_text(json.dumps(mark))
+        to.parent.mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=to.parent))
         try:
-            half.rename(to)
-        except OSError as error:  # another process of this node was first
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
+            for name, expected in mark["files"].items():
+                (half / check_key(name)).parent.mkdir(parents=True, exist_ok=True)
+                with self._explained(f"{prefix}/{name}") as backend:
+                    backend.fetch(f"{prefix}/{name}", half / name)
+                if _sha256_of(half / name) != expected["sha256"]:
+                    raise DamagedData(
+                        f"{prefix}/{name} in {self.url} differs from its upload: delete {prefix}, redo it"
+                    )
+            (half / DONE).write_text(json.dumps(mark))
+            try:
+                half.rename(to)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # those: another process was first
+                    raise
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+        if not (to / DONE).is_file():
+            raise UserError(f"{to} is in the way and no complete download: delete it, then run the same command again")
         return to
+
+    def folder(self, prefix: str, cache: Path) -> Path:
+        """An uploaded folder as a path of this machine: the folder itself, or its copy below `cache` for a bucket."""
+        if self.local is None:
+            return self.download(prefix, cache / fingerprint(self.url) / check_key(prefix))
+        if not self.uploaded(prefix):
+            raise MissingInput(f"{prefix} is not complete in {self.url}: run the stage that makes it, or check --out")
+        return self.path(prefix)
+
+    def leftovers(self, seconds: float = 3600.0) -> Sequence[Path]:
+        """Temporary files that killed writers left on a local disk, older than `seconds`; for `raydr gc`."""
+        if self.local is None:  # an aborted put leaves nothing that can be listed
+            return []
+        oldest = time.time() - seconds
+        return sorted(path for path in (self.local / TEMPORARY).glob("*") if path.stat().st_mtime < oldest)
 
     @contextlib.contextmanager
     def lock(self, purpose: str, force: bool = False) -> Iterator[threading.Event]:
