@@ -1,0 +1,113 @@
+"""What the scores of synthetic images say: acceptance, score counts at every slider stop, ensemble verdicts."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raydr.grades import NUM_GRADES
+from raydr.report.data import Part
+
+# Stops of the band slider: 0, .01, ..., 1. Counting at the stops keeps the page small whatever the
+# run's size, and the counts exact.
+STOPS = np.round(np.arange(101) / 100, 2)
+
+
+def usable(samples: pa.Table) -> np.ndarray:
+    """Samples that any arm may draw: neither blank nor no fundus photograph; bool (n,)."""
+    blank = samples["blank"].to_numpy(zero_copy_only=False).astype(object)
+    valid = samples["valid_fundus"].to_numpy(zero_copy_only=False).astype(object)
+    return np.array([b is not True and v is not False for b, v in zip(blank, valid, strict=True)], bool)
+
+
+def scores(samples: pa.Table) -> np.ndarray:
+    """float64 (n,) of the stored float32, rounded to 1e-6 so that a stored 0.7 is inside [0.7, 0.9]."""
+    return np.round(samples["score"].to_numpy(zero_copy_only=False).astype(float), 6)
+
+
+def probabilities(samples: pa.Table) -> np.ndarray:
+    """float32 (n, members, 5)."""
+    rows = samples["probabilities"].combine_chunks()
+    flat = rows.flatten().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(samples.num_rows, -1, NUM_GRADES)
+
+
+def acceptance(parts: list[Part], band: tuple[float, float]) -> dict[str, dict[str, Any]]:
+    """{generator_id: {grade: made, blank or invalid, accepted within `band`, share, mean score}}."""
+    found: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for (generator, kind, grade), rows in _groups(part.samples, "generator_id", "kind", "grade").items():
+            made = part.samples.take(rows)
+            score, good = scores(made), usable(made)
+            accepted = int((good & (score >= band[0]) & (score <= band[1])).sum())
+            found.setdefault(generator, {})[str(grade)] = {
+                "kind": kind,
+                "replicate": part.replicate,
+                "made": len(rows),
+                "unusable": int((~good).sum()),
+                "accepted": accepted,
+                "share": accepted / len(rows),
+                "mean_score": float(score.mean()),
+            }
+    return found
+
+
+def score_counts(parts: list[Part]) -> list[dict[str, Any]]:
+    """Per kind and intended grade, over all parts: usable images below, and at or below, each of `STOPS`.
+
+    Images inside [low, high] = at_or_below[high] - below[low], exactly.
+    """
+    pooled: dict[tuple[str, int], list[np.ndarray]] = {}
+    made: dict[tuple[str, int], int] = {}
+    for part in parts:
+        for (kind, grade), rows in _groups(part.samples, "kind", "grade").items():
+            of_group = part.samples.take(rows)
+            pooled.setdefault((kind, grade), []).append(scores(of_group)[usable(of_group)])
+            made[kind, grade] = made.get((kind, grade), 0) + len(rows)
+    counts = []
+    for kind, grade in sorted(pooled, key=lambda key: (key[1], key[0] != "plain", key[0])):
+        values = np.sort(np.concatenate(pooled[kind, grade]))
+        counts.append(
+            {
+                "kind": kind,
+                "grade": grade,
+                "made": made[kind, grade],
+                "below": np.searchsorted(values, STOPS, "left"),
+                "at_or_below": np.searchsorted(values, STOPS, "right"),
+            }
+        )
+    return counts
+
+
+def verdict_matrices(parts: list[Part]) -> dict[str, np.ndarray]:
+    """{kind: counts int64 (5, 5)}: intended grade x grade that the ensemble's mean probability puts first."""
+    matrices: dict[str, np.ndarray] = {}
+    for part in parts:
+        if part.samples.num_rows == 0:
+            continue
+        intended = part.samples["grade"].to_numpy().astype(int)
+        seen = probabilities(part.samples).mean(axis=1).argmax(axis=1)
+        for (kind,), rows in _groups(part.samples, "kind").items():
+            matrix = matrices.setdefault(kind, np.zeros((NUM_GRADES, NUM_GRADES), np.int64))
+            np.add.at(matrix, (intended[rows], seen[rows]), 1)
+    return matrices
+
+
+def nearest(parts: list[Part], num_pairs: int = 8) -> list[dict[str, Any]]:
+    """The synthetic images closest to a photograph the generator saw, closest first; [] if never measured."""
+    found = []
+    for part in parts:
+        table = part.samples.filter(part.samples["nearest_distance"].is_valid()).sort_by("nearest_distance")
+        columns = ["sample_id", "grade", "score", "nearest_image_id", "nearest_distance"]
+        found += [row | {"part": part.replicate} for row in table.select(columns).slice(0, num_pairs).to_pylist()]
+    return sorted(found, key=lambda row: row["nearest_distance"])[:num_pairs]
+
+
+def _groups(samples: pa.Table, *columns: str) -> dict[tuple, np.ndarray]:
+    """{values of `columns`: row numbers}, sorted by the values."""
+    if samples.num_rows == 0:
+        return {}
+    keys = samples.select(columns).append_column("row", pa.array(np.arange(samples.num_rows)))
+    grouped = keys.group_by(list(columns)).aggregate([("row", "list")])
+    found = {tuple(row[name] for name in columns): np.array(row["row_list"]) for row in grouped.to_pylist()}
+    return dict(sorted(found.items(), key=lambda item: str(item[0])))
