@@ -1,0 +1,318 @@
+"""Build the small Stable-Diffusion-shaped base that ships with raydr, from nothing but phantoms.
+
+    raydr base phantom --to FOLDER [--vae-steps 1500] [--unet-steps 3000]
+
+Tokenizer, CLIP text model, AutoencoderKL (f = 2, 4 channels: at f = 4 microaneurysms vanish),
+UNet2DConditionModel and scheduler in diffusers layout, 64 px, about 4.3 M weights. Two cohorts of
+phantoms with seeds that no recipe may use: one in EyePACS's proportions with unlabelled prompts, one
+in APTOS's whose prompts carry stage words with p = 0.7 (drawn with equal shares per grade). No DDR
+phantom is seen. How many rare-grade phantoms that was is written to `base.json` and shown by the
+report. Every phase resumes from FOLDER's `work` directory.
+"""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raydr.diffusion.model import PHANTOM_BASE, from_uint8
+from raydr.fundus.phantom import render
+from raydr.grades import APTOS_COUNTS, EYEPACS_COUNTS, STAGES
+from raydr.identity import rng_of, seed_of
+from raydr.prompts import prior_prompt
+
+# Recipes refuse cohort seeds from here on, so no test or training phantom is one the base has seen.
+FIRST_BASE_SEED = 900_000
+PX, FACTOR, CHANNELS, TOKENS, WIDTH = 64, 2, 4, 32, 64
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    # Phantoms per cohort.
+    num_phantoms: int = 8000
+    vae_steps: int = 1500
+    unet_steps: int = 3000
+    batch: int = 16
+    vae_learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
+    # Pixels that a lesion changed weigh this much more in the VAE's loss.
+    lesion_weight: float = 8.0
+    seed: int = FIRST_BASE_SEED
+
+
+def proportional(total: int, counts: tuple[int, ...]) -> list[int]:
+    """Split `total` as `counts` are split; every grade gets at least one."""
+    return [max(1, round(total * count / sum(counts))) for count in counts]
+
+
+def cohorts(config: BaseConfig) -> list[dict[str, Any]]:
+    """The rows that the base is trained on: seed, index, grade, data set, whether labelled."""
+    rows = []
+    for k, (dataset, counts) in enumerate((("EyePACS", EYEPACS_COUNTS), ("APTOS", APTOS_COUNTS))):
+        grades = np.repeat(np.arange(5), proportional(config.num_phantoms, counts))
+        rows += [
+            {"seed": config.seed + k, "index": i, "grade": int(g), "dataset": dataset, "labelled": k == 1}
+            for i, g in enumerate(grades)
+        ]
+    return rows
+
+
+def _render_all(config: BaseConfig, work: Path, on_event: Callable[[dict], None]) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (N, 64, 64, 3) phantoms and bool (N, 64, 64) masks of the pixels that lesions changed."""
+    path = work / f"phantoms-{config.num_phantoms}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            return stored["images"], stored["masks"]
+
+    def one(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        image, _ = render(row["seed"], row["index"], row["grade"], PX, row["dataset"])
+        healthy, _ = render(row["seed"], row["index"], row["grade"], PX, row["dataset"], lesions=False)
+        return image, np.abs(image.astype(np.int16) - healthy).max(-1) > 8
+
+    with ThreadPoolExecutor(2) as pool:
+        pairs = list(pool.map(one, cohorts(config)))
+    images, masks = (np.stack(part) for part in zip(*pairs, strict=True))
+    on_event({"phase": "phantoms", "step": len(images)})
+    np.savez(path, images=images, masks=masks)
+    return images, masks
+
+
+def build_tokenizer(folder: Path) -> Any:
+    """A CLIPTokenizer whose merges make one token of each word of our prompts, letters otherwise."""
+    from transformers import CLIPTokenizer
+
+    alphabet = [chr(c) for c in range(33, 127)]
+    words = "a color fundus image from dataset in stage . ddr eyepacs aptos messidor idrid".split()
+    words += [word for stage in STAGES for word in stage.lower().split()]
+    vocabulary = dict.fromkeys([*alphabet, *(letter + "</w>" for letter in alphabet)])
+    merges: dict[tuple[str, str], None] = {}
+    for word in dict.fromkeys(words):
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            merges[pieces[0], pieces[1]] = None
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+            vocabulary[pieces[0]] = None
+    tokens = ["<|startoftext|>", "<|endoftext|>", *vocabulary]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(f"{a} {b}" for a, b in merges) + "\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def build_parts(config: BaseConfig, folder: Path) -> tuple[Any, Any, Any, Any, Any]:
+    """Randomly initialised tokenizer, text encoder, VAE, UNet and scheduler."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(config.seed)
+    tokenizer = build_tokenizer(folder / "tokenizer")
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(24, 48),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=CHANNELS,
+        norm_num_groups=8,
+        sample_size=PX,
+        mid_block_add_attention=False,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=PX // FACTOR,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        layers_per_block=1,
+        block_out_channels=(48, 96, 96),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    scheduler = DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+    )
+    return tokenizer, text, vae, unet, scheduler
+
+
+def _checkpoint(path: Path, step: int, **parts: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
+    temporary.replace(path)
+
+
+def _resume(path: Path, **parts: Any) -> int:
+    if not path.exists():
+        return 0
+    stored = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(stored[name])
+    return stored["step"]
+
+
+def _cosine(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float) -> None:
+    rate = peak * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * (0.5 + 0.5 * np.cos(np.pi * min(1.0, step / steps))))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def train_vae(config: BaseConfig, vae: Any, images: np.ndarray, masks: np.ndarray, work: Path, on_event: Callable) -> None:
+    """Lesion-weighted L1 + MSE with a faint KL term (1e-6, as in latent diffusion)."""
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.vae_learning_rate, weight_decay=1e-4)
+    vae.to(memory_format=torch.channels_last).train()
+    start = _resume(work / "vae.pt", vae=vae, optimizer=optimizer)
+    for step in range(start, config.vae_steps):
+        rng = rng_of("base-vae", config.seed, step)
+        torch.manual_seed(seed_of("base-vae", config.seed, step))
+        rows = rng.integers(0, len(images), config.batch)
+        x = from_uint8(torch.from_numpy(images[rows])).contiguous(memory_format=torch.channels_last)
+        weight = 1 + config.lesion_weight * torch.from_numpy(masks[rows])[:, None].float()
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            y = vae.decode(posterior.sample()).sample
+        error = y.float() - x
+        loss = (weight * (error.abs() + 2 * error.square())).mean() + 1e-6 * posterior.kl().float().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        _cosine(optimizer, step, config.vae_steps, config.vae_learning_rate)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            psnr = -10 * np.log10(float(error.square().mean()) / 4)
+            on_event({"phase": "vae", "step": step + 1, "loss": float(loss), "psnr_db": psnr})
+            _checkpoint(work / "vae.pt", step + 1, vae=vae, optimizer=optimizer)
+    vae.eval()
+
+
+@torch.no_grad()
+def encode_all(vae: Any, images: np.ndarray) -> torch.Tensor:
+    """Unscaled latent means, float32 (2N, 4, 32, 32): the images, then their mirrors."""
+    latents = []
+    for flip in (False, True):
+        for start in range(0, len(images), 64):
+            batch = images[start : start + 64]
+            x = from_uint8(torch.from_numpy(np.ascontiguousarray(batch[:, :, ::-1] if flip else batch)))
+            latents.append(vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean)
+    return torch.cat(latents)
+
+
+def train_unet(config: BaseConfig, parts: tuple, latents: torch.Tensor, work: Path, on_event: Callable) -> Any:
+    """Epsilon prediction with min-SNR weighting (gamma 5) and an exponential moving average of the weights.
+
+    One draw in ten has the empty prompt, for classifier-free guidance. Returns the averaged module.
+    """
+    tokenizer, text, _, unet, scheduler = parts
+    rows = cohorts(config)
+    pools = [np.array([i for i, row in enumerate(rows) if not row["labelled"]])]
+    pools += [np.array([i for i, row in enumerate(rows) if row["labelled"] and row["grade"] == g]) for g in range(5)]
+    model = torch.nn.ModuleDict({"unet": unet, "text": text})
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.997))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-2)
+    unet.to(memory_format=torch.channels_last)
+    start = _resume(work / "unet.pt", model=model, average=average, optimizer=optimizer)
+    alphas = scheduler.alphas_cumprod
+    for step in range(start, config.unet_steps):
+        rng = rng_of("base-unet", config.seed, step)
+        noise_rng = torch.Generator().manual_seed(seed_of("base-unet", config.seed, step))
+        half = config.batch // 2
+        picks = [int(rng.choice(pools[0])) for _ in range(half)]
+        picks += [int(rng.choice(pools[1 + (step * half + i) % 5])) for i in range(config.batch - half)]
+        prompts = []
+        for i in picks:
+            prompt = prior_prompt(rows[i]["dataset"], rows[i]["grade"] if rows[i]["labelled"] else None, rng)
+            prompts.append("" if rng.random() < 0.1 else prompt)
+        x = latents[torch.tensor(picks) + torch.from_numpy(rng.integers(0, 2, config.batch)) * len(rows)]
+        t = torch.randint(0, 1000, (config.batch,), generator=noise_rng)
+        noise = torch.randn(x.shape, generator=noise_rng)
+        noisy = scheduler.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
+        ids = tokenizer(prompts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = unet(noisy, t, text(ids).last_hidden_state).sample
+        snr = alphas[t] / (1 - alphas[t])
+        loss = ((predicted.float() - noise).square().mean((1, 2, 3)) * torch.clamp(5 / snr, max=1)).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        _cosine(optimizer, step, config.unet_steps, config.learning_rate)
+        optimizer.step()
+        average.update_parameters(model)
+        if (step + 1) % 50 == 0:
+            on_event({"phase": "unet", "step": step + 1, "loss": float(loss)})
+            _checkpoint(work / "unet.pt", step + 1, model=model, average=average, optimizer=optimizer)
+    return average.module
+
+
+def save(config: BaseConfig, parts: tuple, folder: Path) -> None:
+    """Write the pipeline as fp16 safetensors in diffusers layout, and base.json with its history."""
+    from diffusers import PNDMScheduler
+
+    _, text, vae, unet, scheduler = parts
+    text.half().save_pretrained(folder / "text_encoder")
+    vae.half().save_pretrained(folder / "vae")
+    unet.half().save_pretrained(folder / "unet")
+    PNDMScheduler.from_config(scheduler.config, skip_prk_steps=True, steps_offset=1).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    seen = {
+        dataset: proportional(config.num_phantoms, counts)
+        for dataset, counts in (("EyePACS (unlabelled)", EYEPACS_COUNTS), ("APTOS (labelled)", APTOS_COUNTS))
+    }
+    record = {"config": asdict(config), "phantoms_seen_by_grade": seen}
+    (folder / "base.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def build(config: BaseConfig, folder: Path = PHANTOM_BASE, work: Path | None = None, on_event: Callable[[dict], None] = print) -> None:
+    """Render, train and save the base; the same call again goes on where it was cut."""
+    work = work or folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    images, masks = _render_all(config, work, on_event)
+    parts = build_parts(config, folder)
+    tokenizer, text, vae, unet, scheduler = parts
+    train_vae(config, vae, images, masks, work, on_event)
+    latents = encode_all(vae, images)
+    # Registered in the VAE's config, as Stable Diffusion does, so that any loader scales alike.
+    scaling = round(1 / float(latents[: len(images)].std()), 5)
+    vae.register_to_config(scaling_factor=scaling)
+    average = train_unet(config, parts, latents * scaling, work, on_event)
+    save(config, (tokenizer, average["text"], vae, average["unet"], scheduler), folder)
+
+
+def reconstruct(vae: Any, images: np.ndarray) -> np.ndarray:
+    """uint8 images (N, H, W, 3) after encode and decode: what the VAE alone loses."""
+    from raydr.diffusion.model import to_uint8
+
+    out = []
+    with torch.no_grad():
+        for start in range(0, len(images), 64):
+            x = from_uint8(torch.from_numpy(images[start : start + 64]))
+            out.append(to_uint8(vae.decode(vae.encode(x).latent_dist.mean).sample).numpy())
+    return np.concatenate(out)

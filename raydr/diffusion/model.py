@@ -1,0 +1,129 @@
+"""Load a Stable Diffusion pipeline's parts from a folder or a hub id: one path for every base.
+
+The built-in small base ("phantom") and Stable Diffusion 1.x/2.x are read by the same lines; nothing
+below knows which one it holds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raydr.errors import UserError
+from raydr.identity import fingerprint, sha256
+
+PHANTOM_BASE = Path(__file__).parent.parent / "assets" / "phantom-base"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Base:
+    """The parts of a latent diffusion model. All frozen until a caller says otherwise."""
+
+    tokenizer: Any
+    text_encoder: torch.nn.Module
+    vae: torch.nn.Module
+    unet: torch.nn.Module
+    scheduler: Any  # as shipped with the base; its config holds betas and the prediction type
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def latent_factor(self) -> int:
+        """Image px per latent px."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def to(self, device: str | torch.device) -> "Base":
+        for part in (self.text_encoder, self.vae, self.unet):
+            part.to(device)
+        return self
+
+    @torch.no_grad()
+    def embed(self, prompts: list[str]) -> torch.Tensor:
+        """Prompt embeddings (B, tokens, width), padded to the tokenizer's full length as SD does."""
+        ids = self.tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Scaled latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]; the mean without a generator."""
+        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        latents = posterior.mean if generator is None else posterior.sample(generator)
+        return latents * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """uint8 RGB images (B, H, W, 3) of scaled latents (B, C, h, w)."""
+        images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return to_uint8(images)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3), rounded to nearest."""
+    return ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def from_uint8(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def resolve(base: str) -> str:
+    return str(PHANTOM_BASE) if base == "phantom" else base
+
+
+def load_base(base: str, precision: str = "fp32", revision: str | None = None, device: str = "cpu") -> Base:
+    """Load `base` ("phantom", a folder in diffusers layout, or a hub id), frozen and in eval mode.
+
+    Weights are read as safetensors only. Raises UserError when the folder lacks a part or the hub
+    is out of reach.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.schedulers import DDPMScheduler, PNDMScheduler
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    source = resolve(base)
+    dtype = PRECISIONS[precision]
+    common: dict[str, Any] = {"revision": revision} if not Path(source).exists() else {}
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **common)
+        text_encoder = CLIPTextModel.from_pretrained(
+            source, subfolder="text_encoder", dtype=dtype, use_safetensors=True, **common
+        )
+        vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=dtype, use_safetensors=True, **common)
+        unet = UNet2DConditionModel.from_pretrained(
+            source, subfolder="unet", torch_dtype=dtype, use_safetensors=True, **common
+        )
+        config = DDPMScheduler.load_config(source, subfolder="scheduler", **common)
+    except (OSError, EnvironmentError) as error:
+        where = f"the folder {source}" if Path(source).exists() else f"the hub id {source!r}"
+        raise UserError(
+            f"The base model could not be loaded from {where} ({str(error).splitlines()[0]}): name a folder in "
+            "diffusers layout with safetensors weights, or a hub id while online"
+        ) from error
+    scheduler = (PNDMScheduler if config.get("_class_name") == "PNDMScheduler" else DDPMScheduler).from_config(config)
+    for part in (text_encoder, vae, unet):
+        part.requires_grad_(False)
+        part.eval()
+        part.to(device=device)
+    return Base(tokenizer, text_encoder, vae, unet, scheduler)
+
+
+def base_fingerprint(base: str, revision: str | None = None) -> str:
+    """Identity of a base: content hash of a folder's weights and configs, or hub id and revision."""
+    folder = Path(resolve(base))
+    if not folder.exists():
+        return fingerprint("hub", base, revision)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors", ".txt"))
+    if not files:
+        raise UserError(f"The base folder {folder} holds no model: build it with `raydr base phantom` or name another")
+    return fingerprint([(str(path.relative_to(folder)), sha256(path.read_bytes())) for path in files])
