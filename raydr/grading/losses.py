@@ -52,7 +52,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None
 def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
     """Lin et al. 2017, eq. 4, without alpha: mean of - sum_c t_c (1 - p_c)^gamma log p_c."""
     log_p = F.log_softmax(logits, dim=1)
-    # log1p(-p) stays finite in its gradient where (1 - p)^gamma with gamma < 1 would not.
+    # With gamma < 1 the slope of (1 - p)^gamma is infinite at p = 1, where confident batches end up.
     return -(targets * (1 - log_p.exp()).clamp_min(1e-8).pow(gamma) * log_p).sum(dim=1).mean()
 
 
