@@ -109,6 +109,7 @@ def model_card(meta: Meta, title: str, notes: str, phantom: bool) -> str:
     warning = (
         "Trained on procedural phantoms: it tests software and says nothing about patients.\n\n" if phantom else ""
     )
+    scale = ", ".join(f"{grade} {name}" for grade, name in enumerate(NAMES))
     return f"""# {title}
 
 {warning}Grades colour fundus photographs on the ICDR scale ({scale}).
