@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from raydr import images, metrics, schema
-from raydr.grades import NUM_GRADES
+from raydr.grades import NAMES, NUM_GRADES
 from raydr.grading.backbones import MEAN, STD, GradingModel
 from raydr.grading.calibration import temper
 from raydr.grading.ensemble import Meta, load_member, save_member
