@@ -85,7 +85,7 @@ def otsu(values: np.ndarray) -> float:
 
 
 def reduced(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """(brightest channel as float32, reduction factor) at most ANALYSIS_PX wide; red alone survives in dark photographs."""
+    """(brightest channel as float32, reduction factor), at most ANALYSIS_PX wide; in the dark only red survives."""
     factor = -(-max(pixels.shape[:2]) // ANALYSIS_PX)
     small = Image.fromarray(pixels)
     small = small.reduce(factor) if factor > 1 else small
@@ -258,8 +258,8 @@ def crop_circle(pixels: np.ndarray) -> Crop:
     if lit is None:
         return box(0, 0, width, height)
     mask, _ = lit
-    top, bottom = first_and_last(mask.any(axis=1))
-    left, right = first_and_last(mask.any(axis=0))
+    rows, columns = np.nonzero(mask)
+    top, bottom, left, right = int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
     outside = np.ones_like(mask)
     outside[top:bottom, left:right] = False
     # Dark tissue at the edge has texture; a border does not.
