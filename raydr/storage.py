@@ -131,7 +131,9 @@ class Run:
         try:
             return json.loads(data)
         except (ValueError, RecursionError):
-            raise DamagedData(f"{key} in {self.url} is damaged: run `raydr repair {self.url}`") from None
+            raise DamagedData(
+                f"{key} in {self.url} is damaged (no JSON): restore it, or delete it and run its stage again"
+            ) from None
 
     def create_json(self, key: str, value: Any, sync: bool = True) -> bool:
         return self.create(key, _json(value), sync)
