@@ -26,7 +26,7 @@ class PhantomSet:
 
     # Data set name in prompts and image ids; also picks the camera (tint, blur, noise).
     dataset: str = "DDR"
-    # train, validation, test, prior or external.
+    # train, validation, test, prior, external, or fresh (more of the same source, for the ceiling arm).
     split: str = "train"
     # Photographs per grade 0-4.
     counts: Counts = (870, 82, 620, 26, 121)
@@ -89,7 +89,7 @@ class Grader:
     mixup: float = 0.0
     # rho: targets of synthetic images become (1 - rho) one-hot + rho ensemble mean.
     soft_labels: float = 0.0
-    # "light" = flips, shifts, rotation and colour jitter; "paper" = LANet's; "none" for tests.
+    # "light" = flips, quarter turns, shifts and colour jitter; "paper" = LANet's; "none" for tests.
     augmentation: str = "light"
     # "auto" trains in bf16 where the device computes it natively (2.2x on AVX512-BF16 CPUs), else fp32.
     precision: str = "auto"
@@ -148,8 +148,9 @@ class Finetune:
     kinds: tuple[str, ...] = ("plain", "ecc")
     px: int = 64
     steps: int = 80
-    # Instance/prior pairs a step and device, and steps accumulated.
+    # Instance/prior pairs of one forward pass ...
     batch_pairs: int = 4
+    # ... and passes a step, over all ranks: the number of ranks never changes what is learnt.
     accumulation: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -197,7 +198,7 @@ class Finetune:
             f"finetune.kinds holds 'plain' and 'ecc', not {self.kinds}",
         )
         require(self.steps >= 1, "finetune.steps must be at least 1")
-        require(0 < self.ecc_start, "finetune.ecc_start must be at least 1")
+        require(self.ecc_start > 0, "finetune.ecc_start must be at least 1")
         require(
             "ecc" not in self.kinds or self.ecc_start < self.steps,
             f"finetune.ecc_start {self.ecc_start} must lie before the last step {self.steps}",
@@ -289,10 +290,12 @@ class Recipe:
     """A complete run."""
 
     name: str
-    # Root of every seed below; another seed is another cohort.
+    # Root of every seed below; another seed is another cohort (phantoms) and other noise.
     seed: int = 1
     # Independent repetitions of the whole chain (cohort, ensemble, generators, trials).
     num_replicates: int = 1
+    # Which of them this is; set for the runs OUT/replicate-N, never by hand.
+    replicate: int = 0
     # Evaluated fold of a pooled train + validation set; null uses the official splits.
     fold: int | None = None
     ingest: Ingest = field(default_factory=Ingest)
@@ -304,6 +307,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(self.num_replicates >= 1, "num_replicates must be at least 1")
+        # Cohort seeds are seed * 1000 + ...; from 900,000 on they belong to the built-in base.
+        require(
+            0 <= self.seed < 900, f"seed must lie in 0..899, not {self.seed}: higher ones belong to the base's phantoms"
+        )
+
+    def replicate_of(self, index: int) -> "Recipe":
+        """The recipe of replicate `index`: the same experiment on another cohort."""
+        return dataclasses.replace(self, num_replicates=1, replicate=index)
 
 
 @dataclass(frozen=True)
@@ -311,7 +322,7 @@ class Shape:
     """What the machines look like; never part of an identity."""
 
     name: str = "laptop"
-    # Ray address; null starts Ray on this machine (or attaches inside a job).
+    # Ray address; null attaches to the session that a job runs in, else starts Ray on this machine.
     address: str | None = None
     num_cpus: int | None = None
     # Concurrent generator actors, and the threads and GPUs of each.
@@ -330,7 +341,13 @@ class Shape:
 SHAPES = {
     "laptop": Shape(),
     "workstation": Shape(
-        name="workstation", generators=1, generator_cpus=1, generator_gpus=1, trial_cpus=2, trial_gpus=0.25, train_gpus=1
+        name="workstation",
+        generators=1,
+        generator_cpus=1,
+        generator_gpus=1,
+        trial_cpus=2,
+        trial_gpus=0.25,
+        train_gpus=1,
     ),
     "cluster": Shape(
         name="cluster",
