@@ -10,7 +10,7 @@ REAL = pa.schema(
     [
         ("image_id", pa.string()),  # "{dataset}/{name}", unique in a run
         ("dataset", pa.string()),
-        ("split", pa.string()),  # train, validation, test, prior, external
+        ("split", pa.string()),  # train, validation, test, prior, external, fresh (phantoms: for the ceiling arm)
         ("fold", pa.int8()),  # the fold that validates on this row; null = none
         ("patient_id", pa.string()),  # null where the source has none
         ("grade", pa.int8()),  # 0-4; null = ungraded or ungradable

@@ -174,7 +174,9 @@ def _cosine(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float
         group["lr"] = rate
 
 
-def train_vae(config: BaseConfig, vae: Any, images: np.ndarray, masks: np.ndarray, work: Path, on_event: Callable) -> None:
+def train_vae(
+    config: BaseConfig, vae: Any, images: np.ndarray, masks: np.ndarray, work: Path, on_event: Callable
+) -> None:
     """Lesion-weighted L1 + MSE with a faint KL term (1e-6, as in latent diffusion)."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.vae_learning_rate, weight_decay=1e-4)
     vae.to(memory_format=torch.channels_last).train()
@@ -243,7 +245,9 @@ def train_unet(config: BaseConfig, parts: tuple, latents: torch.Tensor, work: Pa
         t = torch.randint(0, 1000, (config.batch,), generator=noise_rng)
         noise = torch.randn(x.shape, generator=noise_rng)
         noisy = scheduler.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
-        ids = tokenizer(prompts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+        ids = tokenizer(
+            prompts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+        ).input_ids
         with torch.autocast("cpu", torch.bfloat16):
             predicted = unet(noisy, t, text(ids).last_hidden_state).sample
         snr = alphas[t] / (1 - alphas[t])
@@ -268,7 +272,9 @@ def save(config: BaseConfig, parts: tuple, folder: Path) -> None:
     text.half().save_pretrained(folder / "text_encoder")
     vae.half().save_pretrained(folder / "vae")
     unet.half().save_pretrained(folder / "unet")
-    PNDMScheduler.from_config(scheduler.config, skip_prk_steps=True, steps_offset=1).save_pretrained(folder / "scheduler")
+    PNDMScheduler.from_config(scheduler.config, skip_prk_steps=True, steps_offset=1).save_pretrained(
+        folder / "scheduler"
+    )
     index = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
@@ -290,7 +296,9 @@ def save(config: BaseConfig, parts: tuple, folder: Path) -> None:
     (folder / "base.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def build(config: BaseConfig, folder: Path = PHANTOM_BASE, work: Path | None = None, on_event: Callable[[dict], None] = print) -> None:
+def build(
+    config: BaseConfig, folder: Path = PHANTOM_BASE, work: Path | None = None, on_event: Callable[[dict], None] = print
+) -> None:
     """Render, train and save the base; the same call again goes on where it was cut."""
     work = work or folder / "work"
     work.mkdir(parents=True, exist_ok=True)

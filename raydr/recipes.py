@@ -1,0 +1,221 @@
+"""Named complete configurations. Each docstring: command, run time, what to expect."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from raydr.config import (
+    Ensemble,
+    Finetune,
+    Grader,
+    Ingest,
+    Member,
+    PhantomSet,
+    Recipe,
+    Sampler,
+    Sweep,
+    Synthesize,
+)
+from raydr.errors import UserError
+
+
+def demo() -> Recipe:
+    """`raydr demo`: the whole pipeline on phantoms, under 10 minutes on 2 cores, ends in report/index.html.
+
+    DDR's proportions at 859 photographs (13 of them severe). Too few seeds and one generator: the table
+    shows how results are reported, not that a method works; it says so itself.
+    """
+    grader = Grader(backbone="test_resnet", steps=220, learning_rate=4e-3)
+    return Recipe(
+        name="demo",
+        ingest=Ingest(
+            phantoms=(
+                PhantomSet("DDR", "train", (435, 41, 310, 13, 60)),
+                PhantomSet("DDR", "validation", (50,) * 5),
+                PhantomSet("DDR", "test", (200,) * 5),
+                PhantomSet("EyePACS", "prior", (150, 20, 50, 15, 15)),
+                PhantomSet("DDR", "fresh", (0, 400, 0, 425, 0)),
+            )
+        ),
+        ensemble=Ensemble(
+            members=(
+                Member(grader, inner_fold=0, seed=0),
+                Member(replace(grader, backbone="test_resnet", px=48), inner_fold=1, seed=1),
+                Member(replace(grader, backbone="test_vit2", learning_rate=1e-3), inner_fold=2, seed=2),
+            )
+        ),
+        finetune=Finetune(steps=80, ecc_start=40, ecc_calls=2),
+        synthesize=Synthesize(count=96, shard_size=32, sampler=Sampler(batch=16), band=(0.5, 1.0)),
+        sweep=Sweep(
+            grader=grader,
+            band=(0.5, 1.0),
+            num_seeds=3,
+            map_bands=((0.5, 1.0), (0.7, 0.9), (0.7, 1.0)),
+            map_ratios=(0.25,),
+        ),
+    )
+
+
+def debug() -> Recipe:
+    """`raydr run --recipe debug --out DIR`: every stage at its smallest; seconds of compute, for tests."""
+    grader = Grader(backbone="test_resnet", px=32, steps=6, batch=15)
+    return Recipe(
+        name="debug",
+        ingest=Ingest(
+            px=32,
+            shard_size=16,
+            phantoms=(
+                PhantomSet("DDR", "train", (24, 8, 16, 6, 8)),
+                PhantomSet("DDR", "validation", (4,) * 5),
+                PhantomSet("DDR", "test", (8,) * 5),
+                PhantomSet("EyePACS", "prior", (6, 3, 4, 3, 2)),
+                PhantomSet("DDR", "fresh", (0, 16, 0, 16, 0)),
+            ),
+        ),
+        ensemble=Ensemble(
+            members=tuple(Member(grader, inner_fold=fold, seed=fold) for fold in range(3)), inner_folds=3
+        ),
+        finetune=Finetune(
+            px=32,
+            steps=4,
+            ecc_start=2,
+            ecc_every=1,
+            batch_pairs=2,
+            ecc_calls=1,
+            ecc_batch=4,
+            ecc_keep=3,
+            ecc_steps=2,
+            ecc_threshold=0.05,
+            validate_every=2,
+        ),
+        synthesize=Synthesize(count=8, shard_size=8, sampler=Sampler(steps=2, batch=4), band=(0.0, 1.0)),
+        sweep=Sweep(grader=grader, band=(0.0, 1.0), num_seeds=2, map_bands=((0.0, 1.0),), map_ratios=(0.5,)),
+    )
+
+
+def phantom() -> Recipe:
+    """`raydr run --recipe phantom --out DIR`: the demo's experiment with statistical power. Hours on 2 cores.
+
+    Three replicates of the whole chain on cohorts of their own, ten grader seeds an arm, 500 test
+    photographs a grade. `--seed` picks the cohort: 1 for development, another for confirmation.
+    """
+    base = demo()
+    grader = replace(base.sweep.grader, steps=300)
+    return replace(
+        base,
+        name="phantom",
+        num_replicates=3,
+        ingest=replace(
+            base.ingest,
+            phantoms=(
+                PhantomSet("DDR", "train", (435, 41, 310, 13, 60)),
+                PhantomSet("DDR", "validation", (100,) * 5),
+                PhantomSet("DDR", "test", (500,) * 5),
+                PhantomSet("EyePACS", "prior", (300, 40, 100, 30, 30)),
+                PhantomSet("DDR", "fresh", (0, 400, 0, 425, 0)),
+            ),
+        ),
+        finetune=replace(base.finetune, steps=200, ecc_start=100, ecc_calls=4, checkpoint_every=50),
+        synthesize=replace(base.synthesize, count=384, shard_size=64, sampler=Sampler(steps=15, batch=16)),
+        sweep=replace(
+            base.sweep,
+            arms=(
+                "real_only",
+                "oversampling",
+                "naive",
+                "random_subset",
+                "band",
+                "ecc",
+                "ecc_band",
+                "external_real",
+                "ceiling",
+            ),
+            grader=grader,
+            num_seeds=10,
+            map_bands=tuple((low, high) for low in (0.5, 0.6, 0.7) for high in (0.8, 0.9, 1.0)),
+            map_ratios=(0.25, 0.5, 1.0),
+        ),
+    )
+
+
+def ddr_sd15() -> Recipe:
+    """`raydr run --recipe ddr_sd15 --out DIR`: the paper's values (Zhang et al., MICCAI 2025) on DDR and SD 1.5.
+
+    Needs `raydr ingest ddr PATH`, `raydr ingest eyepacs PATH --role prior`, the same for aptos, the
+    base from the hub, and GPUs. Not run for this README.
+    """
+
+    def lanet(backbone: str, batch: int, epochs: int) -> Grader:
+        return Grader(
+            backbone=backbone,
+            head="lanet",
+            pretrained=True,
+            px=512,
+            steps=8598 // batch * epochs,
+            batch=batch,
+            optimizer="sgd",
+            learning_rate=1e-3,
+            weight_decay=1e-5,
+            augmentation="paper",
+            evaluate_every=8598 // batch,
+        )
+
+    vgg, dense, inception = lanet("vgg16_bn", 26, 100), lanet("densenet121", 30, 200), lanet("inception_v3", 32, 300)
+    return Recipe(
+        name="ddr_sd15",
+        fold=0,
+        ingest=Ingest(source="ddr", px=1024),
+        ensemble=Ensemble(
+            members=(
+                Member(vgg, inner_fold=0, seed=0),
+                Member(vgg, inner_fold=2, seed=1),
+                Member(vgg, inner_fold=3, seed=2),
+                Member(dense, inner_fold=1, seed=3),
+                Member(inception, inner_fold=0, seed=4),
+                Member(inception, inner_fold=3, seed=5),
+                Member(replace(vgg, backbone="resnet50"), inner_fold=4, seed=6, role="audit"),
+            )
+        ),
+        finetune=Finetune(
+            base="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            px=512,
+            steps=1000,
+            batch_pairs=3,
+            accumulation=32,
+            learning_rate=1e-5,
+            ecc_start=500,
+            ecc_every=10,
+            ecc_calls=32,
+            ecc_batch=16,
+            ecc_keep=12,
+            ecc_threshold=0.7,
+            ecc_steps=30,
+            ecc_guidance=7.5,
+            checkpoint_every=100,
+            validate_every=100,
+            precision="bf16",
+            gradient_checkpointing=True,
+        ),
+        synthesize=Synthesize(
+            sampler=Sampler(steps=30, guidance=7.5, batch=16, precision="bf16"),
+            count=5000,
+            band=(0.7, 0.9),
+            shard_size=64,
+        ),
+        sweep=Sweep(
+            arms=("real_only", "oversampling", "naive", "random_subset", "band", "ecc", "ecc_band", "external_real"),
+            grader=vgg,
+            num_seeds=3,
+            map_bands=tuple((low, high) for low in (0.5, 0.6, 0.7) for high in (0.8, 0.9, 1.0)),
+            map_ratios=(0.5, 1.0),
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"demo": demo, "debug": debug, "phantom": phantom, "ddr_sd15": ddr_sd15}
+
+
+def named(name: str) -> Recipe:
+    """The recipe called `name`; UserError lists the known ones."""
+    if name not in RECIPES:
+        raise UserError(f"There is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]()
