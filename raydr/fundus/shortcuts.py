@@ -1,0 +1,194 @@
+"""How well something that is not the retina predicts the grade: source, file name, size, border, mean colour.
+
+A grader that can read the source off the picture learns the source instead of the disease. Each feature family alone
+goes through a small decision tree, cross-validated; chance comes from the same trees on shuffled grades.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import (
+    BaseCrossValidator,
+    GroupKFold,
+    StratifiedGroupKFold,
+    StratifiedKFold,
+    cross_val_predict,
+)
+from sklearn.tree import DecisionTreeClassifier
+
+from raydr.identity import rng_of
+
+NUM_SHUFFLES = 10
+NUM_FOLDS = 5
+# A shortcut must beat the luckiest shuffle by three points: less is noise on a few thousand photographs.
+MARGIN = 0.03
+# A source is called telling where at least 20 photographs of it leave one grade next to alone.
+LEAST_IN_SOURCE = 20
+NEARLY_ALL = 0.95
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """What one feature family tells about the grade."""
+
+    dataset: str
+    feature: str  # stratum, name family, size, border, mean colour, all
+    task: str  # "grade" (0-4) or "any DR" (0 against 1-4)
+    balanced_accuracy: float
+    chance: float  # mean over shuffled grades
+    luckiest_shuffle: float
+    num_images: int
+    found: bool
+    explanation: str  # sources that hold (nearly) one grade only; "" where there are none
+
+
+def name_family(image_id: str) -> str:
+    """Shape of a file name: `DDR/007-0004-000` -> `9-9-9`, `DDR/20170413102628830` -> `9`, `FGADR/0000_3` -> `9_3`.
+
+    Runs of digits become 9 and mixed words x, but a short last part stays: sites and eyes are written there.
+    """
+    parts = re.split(r"([^0-9a-zA-Z]+)", image_id.rsplit("/", 1)[-1].lower())
+
+    def shape(index: int, part: str) -> str:
+        if index == len(parts) - 1 and index > 0 and len(part) <= 2:
+            return part
+        if part.isdigit():
+            return "9"
+        if re.fullmatch(r"[a-z]{0,8}", part) or index % 2:
+            return part
+        prefixed = re.fullmatch(r"([a-z]{1,8})\d+", part)
+        return f"{prefixed[1]}9" if prefixed else "x"
+
+    return "".join(shape(index, part) for index, part in enumerate(parts))
+
+
+def one_hot(values: Sequence[str | None]) -> np.ndarray:
+    """(N, K) indicator columns of the values that at least 1 % of the rows share; rare ones have none set."""
+    counts = Counter(values)
+    kept = sorted(str(value) for value, count in counts.items() if value is not None and count >= 0.01 * len(values))
+    return np.array([[value == name for name in kept] for value in values], dtype=float).reshape(len(values), -1)
+
+
+def colour_and_border(pixels: np.ndarray) -> tuple[list[float], list[float]]:
+    """(mean RGB of the lit part, [black share, of the four corners, of the four edges]) of uint8 RGB (H, W, 3)."""
+    black = pixels.max(axis=2) < 16
+    lit = pixels[~black]
+    colour = lit.mean(axis=0).tolist() if lit.size else [0.0, 0.0, 0.0]
+    corner = max(1, len(black) // 10)
+    corners = [
+        black[y, x].mean() for y in (slice(corner), slice(-corner, None)) for x in (slice(corner), slice(-corner, None))
+    ]
+    middle = slice(len(black) * 2 // 5, len(black) * 3 // 5)
+    edges = [black[middle, 0].mean(), black[middle, -1].mean(), black[0, middle].mean(), black[-1, middle].mean()]
+    return colour, [float(black.mean()), float(np.mean(corners)), float(np.mean(edges))]
+
+
+def fold_indices(targets: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cross-validation folds with patients kept together; stratified where the rarest class allows it."""
+    num_groups = len(np.unique(groups))
+    folds = min(NUM_FOLDS, num_groups)
+    splitter: BaseCrossValidator
+    if np.bincount(targets)[np.unique(targets)].min() < folds:
+        splitter = GroupKFold(folds)
+    elif num_groups == len(groups):
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
+    else:
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    return list(splitter.split(targets[:, None], targets, groups))
+
+
+def predicted(features: np.ndarray, targets: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Cross-validated balanced accuracy of a depth-4 tree with balanced classes."""
+    tree = DecisionTreeClassifier(max_depth=4, min_samples_leaf=5, class_weight="balanced", random_state=0)
+    return float(balanced_accuracy_score(targets, cross_val_predict(tree, features, targets, cv=folds)))
+
+
+def telling_sources(names: Sequence[str | None], grades: np.ndarray) -> str:
+    """Sentences such as "2511 of 2511 'timestamp' images are grade 0, 30 % of the rest are"."""
+    sentences = []
+    values = np.array([str(name) for name in names])
+    for name, count in sorted(Counter(values.tolist()).items()):
+        inside = values == name
+        if count < LEAST_IN_SOURCE or inside.all():
+            continue
+        counts = np.bincount(grades[inside], minlength=5)
+        grade = int(counts.argmax())
+        elsewhere = float((grades[~inside] == grade).mean())
+        if counts[grade] >= NEARLY_ALL * count and elsewhere < NEARLY_ALL - 0.1:
+            sentences.append(
+                f"{counts[grade]} of {count} '{name}' images are grade {grade}, {elsewhere:.0%} of the rest"
+            )
+    return "; ".join(sentences)
+
+
+def measure(
+    dataset: str,
+    feature: str,
+    features: np.ndarray,
+    grades: np.ndarray,
+    groups: np.ndarray,
+    names: Sequence[str | None] | None = None,
+) -> list[Shortcut]:
+    """Both tasks for one feature family of one data set; empty where a task has one class or a feature no variation."""
+    found = []
+    for task, targets in (("grade", grades), ("any DR", (grades > 0).astype(int))):
+        if (
+            len(np.unique(targets)) < 2
+            or len(np.unique(groups)) < 2
+            or not features.size
+            or not np.ptp(features, 0).any()
+        ):
+            continue
+        folds = fold_indices(targets, groups)
+        rng = rng_of("shortcut", dataset, feature, task)
+        score = predicted(features, targets, folds)
+        shuffles = [predicted(features, rng.permutation(targets), folds) for _ in range(NUM_SHUFFLES)]
+        luckiest = max(shuffles)
+        found.append(
+            Shortcut(
+                dataset=dataset,
+                feature=feature,
+                task=task,
+                balanced_accuracy=round(score, 4),
+                chance=round(float(np.mean(shuffles)), 4),
+                luckiest_shuffle=round(luckiest, 4),
+                num_images=len(targets),
+                found=score > luckiest + MARGIN,
+                explanation=telling_sources(names, grades) if names is not None else "",
+            )
+        )
+    return found
+
+
+def shortcuts_of(
+    dataset: str, columns: Mapping[str, Sequence], colours: np.ndarray, borders: np.ndarray
+) -> list[Shortcut]:
+    """Every feature family of one data set's graded rows, alone and all together.
+
+    Args:
+        columns: lists `image_id, grade, stratum, group, width, height`, one entry a row.
+        colours, borders: float (N, 3), as `colour_and_border` gives them.
+    """
+    grades = np.asarray(columns["grade"], dtype=int)
+    groups = np.unique(np.asarray(columns["group"], dtype=str), return_inverse=True)[1]
+    families = [name_family(image_id) for image_id in columns["image_id"]]
+    size = np.array([columns["width"], columns["height"]], dtype=float).T
+    size = np.column_stack([size, size[:, 0] / size[:, 1]])
+    named = {
+        "stratum": (one_hot(columns["stratum"]), columns["stratum"]),
+        "name family": (one_hot(families), families),
+        "size": (size, None),
+        "border": (borders, None),
+        "mean colour": (colours, None),
+    }
+    found = [
+        entry
+        for name, (features, names) in named.items()
+        for entry in measure(dataset, name, features, grades, groups, names)
+    ]
+    together = np.column_stack([features for features, _ in named.values()])
+    return [*found, *measure(dataset, "all", together, grades, groups)]
