@@ -11,6 +11,7 @@ report. Every phase resumes from FOLDER's `work` directory.
 """
 
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -87,7 +88,22 @@ def build_tokenizer(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
     alphabet = [chr(c) for c in range(33, 127)]
-    words = "a color fundus image from dataset in stage . ddr eyepacs aptos messidor idrid".split()
+    words = [
+        "a",
+        "color",
+        "fundus",
+        "image",
+        "from",
+        "dataset",
+        "in",
+        "stage",
+        ".",
+        "ddr",
+        "eyepacs",
+        "aptos",
+        "messidor",
+        "idrid",
+    ]
     words += [word for stage in STAGES for word in stage.lower().split()]
     vocabulary = dict.fromkeys([*alphabet, *(letter + "</w>" for letter in alphabet)])
     merges: dict[tuple[str, str], None] = {}
@@ -169,7 +185,7 @@ def _resume(path: Path, **parts: Any) -> int:
 
 
 def _cosine(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float) -> None:
-    rate = peak * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * (0.5 + 0.5 * np.cos(np.pi * min(1.0, step / steps))))
+    rate = peak * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))))
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -198,7 +214,7 @@ def train_vae(
         _cosine(optimizer, step, config.vae_steps, config.vae_learning_rate)
         optimizer.step()
         if (step + 1) % 50 == 0:
-            psnr = -10 * np.log10(float(error.square().mean()) / 4)
+            psnr = -10 * math.log10(float(error.detach().square().mean()) / 4)
             on_event({"phase": "vae", "step": step + 1, "loss": float(loss), "psnr_db": psnr})
             _checkpoint(work / "vae.pt", step + 1, vae=vae, optimizer=optimizer)
     vae.eval()
@@ -304,7 +320,7 @@ def build(
     work.mkdir(parents=True, exist_ok=True)
     images, masks = _render_all(config, work, on_event)
     parts = build_parts(config, folder)
-    tokenizer, text, vae, unet, scheduler = parts
+    tokenizer, _, vae, _, scheduler = parts
     train_vae(config, vae, images, masks, work, on_event)
     latents = encode_all(vae, images)
     # Registered in the VAE's config, as Stable Diffusion does, so that any loader scales alike.

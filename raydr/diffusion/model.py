@@ -104,7 +104,7 @@ def load_base(base: str, precision: str = "fp32", revision: str | None = None, d
             source, subfolder="unet", torch_dtype=dtype, use_safetensors=True, **common
         )
         config = DDPMScheduler.load_config(source, subfolder="scheduler", **common)
-    except (OSError, EnvironmentError) as error:
+    except OSError as error:
         where = f"the folder {source}" if Path(source).exists() else f"the hub id {source!r}"
         raise UserError(
             f"The base model could not be loaded from {where} ({str(error).splitlines()[0]}): name a folder in "
