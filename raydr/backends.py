@@ -61,8 +61,12 @@ def mendable(error: Exception) -> str | None:
         return _MENDABLE.get(error.errno or 0)
     if type(error).__module__ != "obstore.exceptions":
         return None
-    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
+    # Listing reports these as a generic error with the status in its text.
+    refused = type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")
+    if refused or re.search(r"status code: 40[13]", str(error)):
         return "the object store refuses these credentials"
+    if "status code: 404" in str(error):
+        return "the bucket does not exist"
     # Up to the first line or tag: the rest of obstore's text is a dump of request and answer.
     return f"the object store does not answer as it should ({re.split('[<{]|$', str(error), flags=re.M)[0][:300]})"
 

@@ -101,7 +101,8 @@ def _beat(mine: dict[str, Any]) -> bytes:
 
 
 def _take(backend: Bucket, mine: dict[str, Any]) -> dict[str, str]:
-    for _ in range(3):
+    watched: dict[str, str] | None = None
+    for _ in range(4):
         version = backend.put_if(LOCK, _beat(mine), "create")
         if version is not None:
             return version
@@ -113,10 +114,12 @@ def _take(backend: Bucket, mine: dict[str, Any]) -> dict[str, str]:
         if holder.get("token") == mine["token"]:  # our own create, whose answer was lost and which was sent again
             return found
         if not _has_ended(holder):
-            if time.time() - float(holder.get("beat", 0)) < EXPIRY_SECONDS:
+            if _age_seconds(holder) < EXPIRY_SECONDS or watched not in (None, found):
                 raise _refusal(backend.url, body)
-            # A clock that runs ahead makes a live lock look old: watch for two heartbeats before taking it.
-            time.sleep(2 * HEARTBEAT_SECONDS)
+            if watched is None:  # clocks that differ make a live lock look old: watch it for two heartbeats
+                watched = found
+                time.sleep(2 * HEARTBEAT_SECONDS)
+                continue
         version = backend.put_if(LOCK, _beat(mine), found)
         if version is not None:
             return version
@@ -129,6 +132,11 @@ def _parse(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return holder if isinstance(holder, dict) else {}
+
+
+def _age_seconds(holder: dict[str, Any]) -> float:
+    beat = holder.get("beat")
+    return time.time() - beat if isinstance(beat, int | float) else float("inf")
 
 
 def _has_ended(holder: dict[str, Any]) -> bool:
