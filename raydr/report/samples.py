@@ -32,11 +32,21 @@ def probabilities(samples: pa.Table) -> np.ndarray:
     return flat.reshape(samples.num_rows, -1, NUM_GRADES)
 
 
+def groups(samples: pa.Table, *columns: str) -> dict[tuple, np.ndarray]:
+    """{values of `columns`: row numbers}, sorted by the values."""
+    if samples.num_rows == 0:
+        return {}
+    keys = samples.select(columns).append_column("row", pa.array(np.arange(samples.num_rows)))
+    grouped = keys.group_by(list(columns)).aggregate([("row", "list")])
+    found = {tuple(row[name] for name in columns): np.array(row["row_list"]) for row in grouped.to_pylist()}
+    return dict(sorted(found.items(), key=lambda item: str(item[0])))
+
+
 def acceptance(parts: list[Part], band: tuple[float, float]) -> dict[str, dict[str, Any]]:
     """{generator_id: {grade: made, blank or invalid, accepted within `band`, share, mean score}}."""
     found: dict[str, dict[str, Any]] = {}
     for part in parts:
-        for (generator, kind, grade), rows in _groups(part.samples, "generator_id", "kind", "grade").items():
+        for (generator, kind, grade), rows in groups(part.samples, "generator_id", "kind", "grade").items():
             made = part.samples.take(rows)
             score, good = scores(made), usable(made)
             accepted = int((good & (score >= band[0]) & (score <= band[1])).sum())
@@ -60,7 +70,7 @@ def score_counts(parts: list[Part]) -> list[dict[str, Any]]:
     pooled: dict[tuple[str, int], list[np.ndarray]] = {}
     made: dict[tuple[str, int], int] = {}
     for part in parts:
-        for (kind, grade), rows in _groups(part.samples, "kind", "grade").items():
+        for (kind, grade), rows in groups(part.samples, "kind", "grade").items():
             of_group = part.samples.take(rows)
             pooled.setdefault((kind, grade), []).append(scores(of_group)[usable(of_group)])
             made[kind, grade] = made.get((kind, grade), 0) + len(rows)
@@ -87,7 +97,7 @@ def verdict_matrices(parts: list[Part]) -> dict[str, np.ndarray]:
             continue
         intended = part.samples["grade"].to_numpy().astype(int)
         seen = probabilities(part.samples).mean(axis=1).argmax(axis=1)
-        for (kind,), rows in _groups(part.samples, "kind").items():
+        for (kind,), rows in groups(part.samples, "kind").items():
             matrix = matrices.setdefault(kind, np.zeros((NUM_GRADES, NUM_GRADES), np.int64))
             np.add.at(matrix, (intended[rows], seen[rows]), 1)
     return matrices
@@ -101,13 +111,3 @@ def nearest(parts: list[Part], num_pairs: int = 8) -> list[dict[str, Any]]:
         columns = ["sample_id", "grade", "score", "nearest_image_id", "nearest_distance"]
         found += [row | {"part": part.replicate} for row in table.select(columns).slice(0, num_pairs).to_pylist()]
     return sorted(found, key=lambda row: row["nearest_distance"])[:num_pairs]
-
-
-def _groups(samples: pa.Table, *columns: str) -> dict[tuple, np.ndarray]:
-    """{values of `columns`: row numbers}, sorted by the values."""
-    if samples.num_rows == 0:
-        return {}
-    keys = samples.select(columns).append_column("row", pa.array(np.arange(samples.num_rows)))
-    grouped = keys.group_by(list(columns)).aggregate([("row", "list")])
-    found = {tuple(row[name] for name in columns): np.array(row["row_list"]) for row in grouped.to_pylist()}
-    return dict(sorted(found.items(), key=lambda item: str(item[0])))

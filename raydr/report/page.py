@@ -1,0 +1,99 @@
+"""The report as one HTML file: no network, no framework, readable for as long as browsers read HTML."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from raydr.grades import NAMES
+from raydr.report import figures, heatmap, palette, tables
+from raydr.report.data import load
+from raydr.report.gallery import address, pictures
+from raydr.storage import Run
+
+PAGE, RESULTS = "report/index.html", "report/results.json"
+TEMPLATES = Path(__file__).parent / "templates"
+CURVES = {
+    # title: {term of the training log: CSS colour}
+    "training loss": {"instance": "var(--arm-band)", "prior": "var(--arm-oversampling)", "ecc": "var(--arm-ecc)"},
+    "validation loss": {"validation": "var(--accent)"},
+    "ECC acceptance": {"ecc_acceptance": "var(--arm-ecc)"},
+}
+
+
+def write(run: Run, recipe: dict[str, Any] | None = None) -> str:
+    """Write `report/index.html` and `report/results.json` of `run`; returns where the page is.
+
+    `recipe` is the resolved recipe as a dict (default: the run's own, from recipe.json); its `report`
+    part says how many bootstrap draws and thumbnails. Stages that have not run yet leave a sentence
+    saying which command makes them. Raises MissingInput without a recipe, and what reading a run raises.
+    """
+    recipe = recipe or run.read_json("recipe.json")["recipe"]
+    html, results = render(run, recipe)
+    run.replace_json(RESULTS, results)
+    run.replace(PAGE, html.encode())
+    return str(run.path(PAGE)) if run.local else f"{run.url}/{PAGE}"
+
+
+def render(run: Run, recipe: dict[str, Any], live: bool = False) -> tuple[str, dict[str, Any]]:
+    """(the page, the value of results.json). A `live` page asks its server for a newer version of itself."""
+    parts = load(run, recipe["num_replicates"])
+    results = tables.from_parts(run, recipe, parts)
+    shown = pictures(parts, results["nearest"], recipe["report"]["gallery"])
+    template = environment().get_template("index.html")
+    text = json.dumps(results["recipe"], indent=2)
+    return template.render(r=results, pictures=shown, out=address(run), live=live, recipe_text=text, **_words()), results
+
+
+def environment() -> jinja2.Environment:
+    """Templates with autoescape on; `source(name)` puts a style sheet or script in as it is."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    found.globals["source"] = lambda name: Markup((TEMPLATES / name).read_text())
+    found.globals["fig"] = figures
+    found.filters |= {
+        "percent": figures.percent,
+        "signed": figures.signed,
+        "arm_colour": palette.arm,
+        "emphasised": _emphasised,
+        "words": lambda name: str(name).replace("_", " "),
+        "duration": duration,
+        "size": lambda count: f"{count / 2**30:.2f} GiB" if count else "—",
+        "p_value": lambda p: "—" if p is None else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0"),
+    }
+    return found
+
+
+def _words() -> dict[str, Any]:
+    return {
+        "css_palette": Markup(palette.css()),
+        "grade_names": NAMES,
+        "map_metrics": heatmap.METRICS,
+        "curve_terms": CURVES,
+    }
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them: 8.1 s, 2 min 19 s, 3 h 05 min."""
+    if seconds is None:
+        return "—"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _emphasised(sentence: str) -> Markup:
+    """A sentence of the answer with its difference in bold."""
+    before, colon, after = sentence.partition(": ")
+    if not colon:
+        return escape(sentence)
+    number, bracket, rest = after.partition(" (")
+    return Markup("{}: <strong>{}</strong>{}{}").format(before, number, bracket, rest)
