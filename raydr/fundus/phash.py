@@ -38,7 +38,10 @@ def detail(pixels: np.ndarray) -> np.ndarray:
 
     Subtracting the local mean leaves illumination out, dividing by the norm leaves exposure out.
     """
-    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((PX, PX), Image.Resampling.BOX), dtype=np.float64)
+    # Float and a triangle filter, because 8-bit rounding and the box filter's ties are not symmetric: mirrored pictures
+    # would differ in a bit or two.
+    exact = Image.fromarray(np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32))
+    grey = np.asarray(exact.resize((PX, PX), Image.Resampling.BILINEAR), dtype=np.float64)
     inside = DISC > 0
     grey = np.where(inside, grey, grey[inside].mean())
     local = (grey - ndimage.gaussian_filter(grey, SIGMA, mode="nearest")) * DISC

@@ -27,8 +27,8 @@ TRUNCATED = "truncated"
 ABSURD_SIZE = "absurd size"
 NO_FUNDUS = "no visible fundus"
 
-# Formats that photographs come in. Not EPS and its like, which start an interpreter.
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
+# Formats that photographs come in ("JPEG" includes cameras' MPO). Not EPS and its like, which start an interpreter.
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 SMALLEST_SIDE = 32
 LARGEST_ASPECT = 4.0
 CROPS = {"circle": crop_circle, "paper": crop_paper}
@@ -88,19 +88,28 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def decoded(data: bytes, px: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+    """(pixels as `decode_photograph` gives them, upright (width, height) of the file). Raises Unusable."""
+    image = open_photograph(data)
+    width, height = image.size
+    if px is not None:
+        image.draft(None, (px, px))
+    try:
+        image.load()
+        turned = image.getexif().get(0x0112, 1) > 4  # EXIF orientations 5-8 lie on their side
+        pixels = np.asarray(rgb(ImageOps.exif_transpose(image)))
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise Unusable(TRUNCATED, str(error)) from None
+    return pixels, (height, width) if turned else (width, height)
+
+
 def decode_photograph(data: bytes, px: int | None = None) -> np.ndarray:
     """Decode any supported file to uint8 RGB (H, W, 3), upright.
 
     With `px`, a JPEG is scaled by its decoder (1/2, 1/4, 1/8) as far as both sides stay at `px` or above; other
     formats come whole. Raises Unusable.
     """
-    image = open_photograph(data)
-    if px is not None:
-        image.draft(None, (px, px))
-    try:
-        return np.asarray(rgb(ImageOps.exif_transpose(image)))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise Unusable(TRUNCATED, str(error)) from None
+    return decoded(data, px)[0]
 
 
 def check_visible(pixels: np.ndarray) -> None:
@@ -138,10 +147,7 @@ def prepare(data: bytes, px: int, crop: str = "circle") -> Prepared:
 
     The JPEG decoder's down-scaling is used only as far as the cropped field of view keeps `px` pixels.
     """
-    header = open_photograph(data)
-    upright = header.getexif().get(0x0112, 1) <= 4  # EXIF orientations 5-8 lie on their side
-    width, height = header.size if upright else header.size[::-1]
-    pixels = decode_photograph(data, px)
+    pixels, (width, height) = decoded(data, px)
     check_visible(pixels)
     found = CROPS[crop](pixels)
     if found.side < px and pixels.shape[1] < width:

@@ -14,7 +14,8 @@ import numpy as np
 
 from raydr.errors import UserError
 from raydr.fundus.readers.ddr import list_labels
-from raydr.fundus.readers.rows import Row, text_of
+from raydr.fundus.readers.rows import Row
+from raydr.fundus.readers.text import text_of
 from raydr.grades import GRADES, NAMES
 from raydr.identity import rng_of
 

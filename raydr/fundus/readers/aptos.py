@@ -5,18 +5,8 @@ Known duplicates, some with conflicting labels: run `raydr audit` before you tru
 
 from collections.abc import Mapping, Sequence
 
-from raydr.fundus.readers.rows import (
-    Label,
-    Listed,
-    Naming,
-    Reader,
-    beside,
-    csv_records,
-    images_in,
-    join,
-    merge,
-    unlabelled,
-)
+from raydr.fundus.readers.rows import Label, Listed, Naming, Reader, beside, images_in, join, merge, unlabelled
+from raydr.fundus.readers.text import csv_records
 
 NAMING = Naming("APTOS")
 

@@ -3,19 +3,8 @@
 import posixpath
 from collections.abc import Mapping, Sequence
 
-from raydr.fundus.readers.rows import (
-    SPLITS,
-    Label,
-    Listed,
-    Naming,
-    Reader,
-    beside,
-    images_in,
-    join,
-    merge,
-    stem_of,
-    text_of,
-)
+from raydr.fundus.readers.rows import SPLITS, Label, Listed, Naming, Reader, beside, images_in, join, merge, stem_of
+from raydr.fundus.readers.text import text_of
 
 
 def stratum_of(name: str) -> str:

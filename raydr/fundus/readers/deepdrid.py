@@ -8,7 +8,8 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 
-from raydr.fundus.readers.rows import Label, Listed, Naming, Reader, csv_records, images_in, join, merge, stem_of
+from raydr.fundus.readers.rows import Label, Listed, Naming, Reader, images_in, join, merge, stem_of
+from raydr.fundus.readers.text import csv_records
 
 
 def patient_of(name: str) -> str | None:

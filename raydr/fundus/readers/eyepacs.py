@@ -3,19 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from raydr.fundus.readers.rows import (
-    Label,
-    Listed,
-    Naming,
-    Reader,
-    beside,
-    csv_records,
-    images_in,
-    join,
-    merge,
-    stem_of,
-    unlabelled,
-)
+from raydr.fundus.readers.rows import Label, Listed, Naming, Reader, beside, images_in, join, merge, stem_of, unlabelled
+from raydr.fundus.readers.text import csv_records
 
 
 def patient_of(name: str) -> str | None:

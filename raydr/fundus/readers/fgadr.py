@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from raydr.fundus.readers.rows import Label, Listed, Naming, Reader, beside, csv_rows, images_in, join, merge
+from raydr.fundus.readers.rows import Label, Listed, Naming, Reader, beside, images_in, join, merge
+from raydr.fundus.readers.text import csv_rows
 
 
 def stratum_of(name: str) -> str:

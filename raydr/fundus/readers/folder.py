@@ -6,17 +6,8 @@
 import posixpath
 from collections.abc import Mapping, Sequence
 
-from raydr.fundus.readers.rows import (
-    LABEL_OUT_OF_RANGE,
-    SPLITS,
-    Listed,
-    Naming,
-    Reader,
-    Rejected,
-    grade_of,
-    is_image,
-    merge,
-)
+from raydr.fundus.readers.rows import SPLITS, Listed, Naming, Reader, Rejected, is_image, merge
+from raydr.fundus.readers.text import LABEL_OUT_OF_RANGE, grade_of
 
 WITHOUT_GRADE = {"ungradable": False, "unlabelled": True}
 

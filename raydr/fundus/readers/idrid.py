@@ -7,7 +7,8 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 
-from raydr.fundus.readers.rows import Label, Listed, Naming, Reader, csv_records, images_in, join, merge
+from raydr.fundus.readers.rows import Label, Listed, Naming, Reader, images_in, join, merge
+from raydr.fundus.readers.text import csv_records
 
 FOLDERS = {"train": "a. Training Set", "test": "b. Testing Set"}
 

@@ -6,7 +6,8 @@ The CSV says `.jpg` for every file, the files are `2005..._PP.png` and `IM######
 import re
 from collections.abc import Mapping, Sequence
 
-from raydr.fundus.readers.rows import Label, Listed, Naming, Reader, beside, csv_records, images_in, join, merge
+from raydr.fundus.readers.rows import Label, Listed, Naming, Reader, beside, images_in, join, merge
+from raydr.fundus.readers.text import csv_records
 
 
 def stratum_of(name: str) -> str:

@@ -2,26 +2,21 @@
 
 A reader is a pure function: the list of paths under a source's root and the bytes of its label files
 in, rows and rejections out. It opens nothing, so a data set of 90,000 files is tested on a listing.
-Every label row and every image file ends in exactly one of the two lists: nothing is dropped in silence.
+Every label row and every image file of the folders that a data set grades ends in one of the two lists: nothing is
+dropped in silence.
 """
 
-import csv
-import io
 import posixpath
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from raydr.errors import UserError
-from raydr.grades import GRADES
+from raydr.fundus.readers.text import grade_of
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".jp2"})
 
 LABEL_WITHOUT_FILE = "label without file"
 FILE_WITHOUT_LABEL = "file without label"
-LABEL_OUT_OF_RANGE = "label out of range"
-LABEL_MISSING = "label missing"
 CONFLICTING_LABELS = "conflicting labels"
 AMBIGUOUS_NAME = "ambiguous name"
 REPEATED_ID = "repeated image id"
@@ -114,53 +109,6 @@ def beside(label_file: str, *parts: str) -> str:
     return posixpath.join(posixpath.dirname(label_file), *parts)
 
 
-def text_of(data: bytes) -> str:
-    """Label files come with and without a byte-order mark, and a few in Windows' encoding."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
-
-
-def csv_rows(data: bytes) -> list[list[str]]:
-    """Cells of a CSV, blanks stripped, rows without any content left out; `,`, `;` or tab separated."""
-    text = text_of(data)
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
-    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
-    return [row for row in rows if any(row)]
-
-
-def csv_records(data: bytes, path: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Rows of a CSV by column name: names lower-case and stripped, nameless columns left out, short rows filled.
-
-    Raises UserError naming the first of `columns` (lower case) that the file lacks.
-    """
-    rows = csv_rows(data)
-    header = [name.lower() for name in rows[0]] if rows else []
-    for column in columns:
-        if column not in header:
-            raise UserError(f"{path} has no column '{column}' (found: {', '.join(filter(None, header))})")
-    return [
-        {name: cell for name, cell in zip(header, [*row, *[""] * len(header)], strict=False) if name}
-        for row in rows[1:]
-    ]
-
-
-def grade_of(text: str, ungradable: Sequence[int] = ()) -> tuple[int | None, bool]:
-    """(grade, gradable) of a label's text; raises ValueError with the reason of its rejection."""
-    if not text:
-        raise ValueError(LABEL_MISSING)
-    if not re.fullmatch(r"[+-]?\d+(\.0*)?", text):
-        raise ValueError(LABEL_OUT_OF_RANGE)
-    value = int(float(text))
-    if value in ungradable:
-        return None, False
-    if value not in GRADES:
-        raise ValueError(LABEL_OUT_OF_RANGE)
-    return value, True
-
-
 def no_patient(name: str) -> str | None:
     """For sources without patient ids."""
     return None
@@ -199,29 +147,39 @@ class Naming:
         )
 
 
-def find_file(label: Label, exact: Mapping[str, str], by_stem: Mapping[str, list[str]]) -> list[str]:
-    """Files that `label` may mean: its path, else its name, else its name whatever the extension, without case."""
-    name = label.name.replace("\\", "/").rsplit("/", 1)[-1].casefold()
-    for key in (label.path.casefold() if label.path else None, name):
-        if key is not None and key in exact:
-            return [exact[key]]
-    # A CSV says `20051020_43808_0100_PP.jpg` where the file is `.png`, or gives the bare name.
-    return by_stem.get(name, []) or by_stem.get(posixpath.splitext(name)[0], [])
+@dataclass
+class Files:
+    """Image files of a source, to be found by what a label file calls them; compared without case."""
+
+    by_path: dict[str, list[str]]
+    by_name: dict[str, list[str]]
+    by_stem: dict[str, list[str]]
+
+    @staticmethod
+    def of(paths: Iterable[str]) -> "Files":
+        files = Files(defaultdict(list), defaultdict(list), defaultdict(list))
+        for path in paths:
+            files.by_path[path.casefold()].append(path)
+            files.by_name[posixpath.basename(path).casefold()].append(path)
+            files.by_stem[stem_of(path).casefold()].append(path)
+        return files
+
+    def named(self, label: Label) -> list[str]:
+        """Candidates for `label`: by its path, else its name, else its name whatever the extension."""
+        name = label.name.replace("\\", "/").rsplit("/", 1)[-1].casefold()
+        found = self.by_path.get(label.path.casefold()) if label.path else None
+        # A CSV says `20051020_43808_0100_PP.jpg` where the file is `.png`, or gives the bare name.
+        stem = posixpath.splitext(name)[0]
+        return found or self.by_name.get(name) or self.by_stem.get(name) or self.by_stem.get(stem) or []
 
 
 def join(naming: Naming, files: Sequence[str], labels: Iterable[Label], split: str | None, label_file: str) -> Listed:
     """Match `labels` to `files`; every label and every file ends in a Row or in a Rejected with its reason."""
-    exact: dict[str, str] = {}
-    by_stem: dict[str, list[str]] = defaultdict(list)
-    for path in files:
-        exact[path.casefold()] = path
-        exact.setdefault(posixpath.basename(path).casefold(), path)
-        by_stem[stem_of(path).casefold()].append(path)
-
+    index = Files.of(files)
     rejected: list[Rejected] = []
     claims: dict[str, list[Label]] = defaultdict(list)
     for label in labels:
-        found = find_file(label, exact, by_stem)
+        found = index.named(label)
         if len(found) == 1:
             claims[found[0]].append(label)
         elif found:
@@ -235,9 +193,9 @@ def join(naming: Naming, files: Sequence[str], labels: Iterable[Label], split: s
             rejected.append(Rejected(path, FILE_WITHOUT_LABEL, f"not in {label_file}"))
             continue
         label = claims[path][0]
-        texts = sorted({claim.grade for claim in claims[path]})
+        texts = sorted({f"{claim.grade} {claim.split or ''}".strip() for claim in claims[path]})
         if len(texts) > 1:
-            rejected.append(Rejected(path, CONFLICTING_LABELS, f"{label_file}: {', '.join(texts)}"))
+            rejected.append(Rejected(path, CONFLICTING_LABELS, f"{label_file}: {' against '.join(texts)}"))
             continue
         try:
             grade, gradable = grade_of(label.grade, naming.ungradable) if label.gradable else (None, False)
