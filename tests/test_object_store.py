@@ -3,20 +3,19 @@
 import contextlib
 import http.server
 import json
-import logging
 import os
 import pickle
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from s3_server import serve, use_server
 
 from raydr import backends, locks, shards
 from raydr.errors import DamagedData, MissingInput, UserError
@@ -80,26 +79,8 @@ def go(process: subprocess.Popen[str]) -> None:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """The address of the server; its bucket is `bucket`."""
-    moto = pytest.importorskip("moto.server")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        use_server(patch, address)
-        urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
+    with serve() as address:
         yield address
-    server.stop()
-
-
-def use_server(patch: pytest.MonkeyPatch, address: str) -> None:
-    patch.setenv("AWS_ENDPOINT_URL", address)
-    patch.setenv("AWS_ACCESS_KEY_ID", "AKIAKEYFORTESTS")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "secretfortests")
-    patch.setenv("AWS_REGION", "us-east-1")
-    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 @pytest.fixture
