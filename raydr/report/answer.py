@@ -16,10 +16,14 @@ def points(value: float, signed: bool = True) -> str:
     return text.replace("-", "−")
 
 
+# A number and its unit stay on one line.
+SPACE = "\u00a0"
+
+
 def sentence(row: dict[str, Any], levels: dict[str, float], confidence: float) -> str:
     """What one primary contrast says; `levels` is {arm: mean balanced accuracy}."""
     subject = SUBJECTS.get(row["a"].split(" (")[0], row["a"])
-    between = f"{100 * confidence:.0f} % interval {points(row['low'])} to {points(row['high'])}"
+    between = f"{100 * confidence:.0f}{SPACE}% interval {points(row['low'])} to {points(row['high'])}"
     if row["verdict"] == "not shown":
         return (
             f"{subject}: no difference from oversampling is shown ({points(row['difference'])} points of balanced "
@@ -27,8 +31,8 @@ def sentence(row: dict[str, Any], levels: dict[str, float], confidence: float) -
         )
     verb = "raise" if row["verdict"] == "better" else "lower"
     return (
-        f"{subject} {verb} balanced accuracy from {100 * levels[row['b']]:.1f} % with oversampling to "
-        f"{100 * levels[row['a']]:.1f} %: {points(row['difference'])} points ({between})."
+        f"{subject} {verb} balanced accuracy from {100 * levels[row['b']]:.1f}{SPACE}% with oversampling to "
+        f"{100 * levels[row['a']]:.1f}{SPACE}%: {points(row['difference'])} points ({between})."
     )
 
 

@@ -8,15 +8,18 @@ from raydr.grades import NAMES
 from raydr.report import palette
 from raydr.report.svg import Scale, around, figure, tag, text, title
 
-ROW = 46  # px: a line of text and the track below it
+ROW = 50  # px: a line of text and the track below it
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    return "—" if value is None else f"{100 * value:.{digits}f} %"
+    return "—" if value is None else f"{100 * value:.{digits}f}\u00a0%"
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    return "—" if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
+    if value is None:
+        return "—"
+    shown = f"{100 * value:+.{digits}f}".replace("-", "−")
+    return shown if shown.strip("+−0.") else f"{0:.{digits}f}"
 
 
 def levels(table: list[dict[str, Any]]) -> Markup:
@@ -49,8 +52,8 @@ def levels(table: list[dict[str, Any]]) -> Markup:
     return figure(parts, bottom + 22, f"Balanced accuracy on the test set by arm: {spoken}.")
 
 
-def forest(contrasts: list[dict[str, Any]], names: dict[str, str]) -> Markup:
-    """Differences with their intervals around a zero line; `names` maps arm to words."""
+def forest(contrasts: list[dict[str, Any]]) -> Markup:
+    """Differences with their intervals around a zero line; rings are single replicates."""
     scale = around([0.0, *(row[end] for row in contrasts for end in ("low", "high"))])
     bottom = len(contrasts) * ROW + 8
     parts = _grid(scale, 20, bottom, lambda tick: signed(tick, 0 if abs(tick * 100 % 1) < 1e-6 else 1))
@@ -58,11 +61,11 @@ def forest(contrasts: list[dict[str, Any]], names: dict[str, str]) -> Markup:
     for index, row in enumerate(contrasts):
         top, colour = index * ROW, palette.arm(row["a"])
         y = top + 34
-        words = f"{names.get(row['a'], row['a'])} − {names.get(row['b'], row['b'])}"
-        value = f"{signed(row['difference'])} ({signed(row['low'])} to {signed(row['high'])})"
+        words = f"{row['a']} − {row['b']}".replace("_", " ")
+        between = tag("tspan", f" ({signed(row['low'])} to {signed(row['high'])})", class_="wide")
         parts += [
             text(words, x="0", y=top + 18, class_="name halo"),
-            text(value, x="100%", y=top + 18, class_="value halo", text_anchor="end"),
+            tag("text", signed(row["difference"]), between, x="100%", y=top + 18, class_="halo", text_anchor="end"),
             tag(
                 "line",
                 x1=scale.x(row["low"]),
@@ -176,28 +179,34 @@ def reliability(row: dict[str, Any]) -> Markup:
     return figure(parts, side + 4, f"Reliability of {row['name']}: expected calibration error {error}.")
 
 
-def curve(points: list[dict[str, Any]], terms: dict[str, str], label: str, floor: float | None = None) -> Markup:
-    """Training terms over steps; `terms` maps a key of `points` to its CSS colour. Gaps where a term is None."""
-    shown = [(p["step"], p[term]) for p in points for term in terms if p.get(term) is not None]
-    across = Scale(min(step for step, _ in shown), max(max(step for step, _ in shown), 1), margin=0)
-    up = around([value for _, value in shown] + ([floor] if floor is not None else []))
-    height, lines = 110, []
-    for term, colour in terms.items():
-        path = [
-            f"{across(p['step']):.2f},{100 - 100 * (p[term] - up.low) / (up.high - up.low):.2f}"
-            for p in points
-            if p.get(term) is not None
-        ]
-        lines.append(tag("polyline", points=" ".join(path), class_="curve", style=f"stroke:{colour}"))
-    plot = tag("svg", *lines, x=0, y=4, width="100%", height=height, viewBox="0 0 100 100", preserveAspectRatio="none")
-    parts = [tag("line", x1=0, x2="100%", y1=height + 4, y2=height + 4, class_="axis"), plot]
-    parts += [
-        text(f"{up.high:.3g}", x=0, y=12, class_="tick halo"),
-        text(f"{up.low:.3g}", x=0, y=height, class_="tick halo"),
-        text(f"step {across.low:g}", x=0, y=height + 20, class_="tick"),
-        text(f"{across.high:g}", x="100%", y=height + 20, class_="tick", text_anchor="end"),
+def curves(lines: list[dict[str, Any]], label: str, from_zero: bool = False) -> Markup:
+    """Training logs: a line {"points": [[step, value], ...], "colour", "dashed", "title"} a generator."""
+    steps = [step for line in lines for step, _ in line["points"]]
+    values = [value for line in lines for _, value in line["points"]]
+    across, up = Scale(min(steps), max(max(steps), min(steps) + 1), margin=0), around(values)
+    if from_zero:
+        up = Scale(0.0, up.high)
+    height, shapes = 120, []
+    for line in lines:
+        path = [f"{across(x):.2f},{100 - 100 * (y - up.low) / (up.high - up.low):.2f}" for x, y in line["points"]]
+        dashes = "5 4" if line["dashed"] else None
+        style = f"stroke:{line['colour']}"
+        hint = title(line["title"])
+        shapes.append(
+            tag("polyline", hint, points=" ".join(path), class_="curve", style=style, stroke_dasharray=dashes)
+        )
+    plot = tag(
+        "svg", *shapes, x=0, y=18, width="100%", height=height, viewBox="0 0 100 100", preserveAspectRatio="none"
+    )
+    parts = [
+        tag("line", x1=0, x2="100%", y1=18, y2=18, class_="grid"),
+        tag("line", x1=0, x2="100%", y1=height + 18, y2=height + 18, class_="axis"),
+        plot,
+        text(f"{up.high:.3g}", x=0, y=12, class_="tick"),
+        text(f"{up.low:.3g}", x=0, y=height + 33, class_="tick"),
+        text(f"step {across.low:g} to {across.high:g}", x="100%", y=height + 33, class_="tick", text_anchor="end"),
     ]
-    return figure(parts, height + 26, label)
+    return figure(parts, height + 38, label)
 
 
 def _grid(scale: Scale, top: float, bottom: float, label) -> list[Markup]:

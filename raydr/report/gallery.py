@@ -114,7 +114,7 @@ def _thumbnails(run: Run, table: str, table_schema: pa.Schema, key: str, wanted:
 
 def data_uri(pixels: np.ndarray) -> str:
     """A JPEG of at most `THUMBNAIL_PX` px as a data URI."""
-    data = images.jpeg(pixels, min(THUMBNAIL_PX, pixels.shape[0]), quality=82)
+    data = images.jpeg(pixels, min(THUMBNAIL_PX, pixels.shape[0]), quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 

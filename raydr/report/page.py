@@ -8,6 +8,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from raydr.grades import NAMES
+from raydr.metrics import SIGHT_THREATENING
 from raydr.report import figures, heatmap, palette, tables
 from raydr.report.data import load
 from raydr.report.gallery import address, pictures
@@ -15,12 +16,16 @@ from raydr.storage import Run
 
 PAGE, RESULTS = "report/index.html", "report/results.json"
 TEMPLATES = Path(__file__).parent / "templates"
+# Terms of the training logs that get a figure.
 CURVES = {
-    # title: {term of the training log: CSS colour}
-    "training loss": {"instance": "var(--arm-band)", "prior": "var(--arm-oversampling)", "ecc": "var(--arm-ecc)"},
-    "validation loss": {"validation": "var(--accent)"},
-    "ECC acceptance": {"ecc_acceptance": "var(--arm-ecc)"},
+    "instance": "instance loss",
+    "prior": "prior loss",
+    "ecc": "ECC loss",
+    "validation": "validation loss",
+    "ecc_share": "gradient share of the ECC term",
+    "ecc_acceptance": "ECC acceptance",
 }
+KIND_COLOURS = {"plain": "var(--arm-band)", "ecc": "var(--arm-ecc)"}
 
 
 def write(run: Run, recipe: dict[str, Any] | None = None) -> str:
@@ -44,7 +49,9 @@ def render(run: Run, recipe: dict[str, Any], live: bool = False) -> tuple[str, d
     shown = pictures(parts, results["nearest"], recipe["report"]["gallery"])
     template = environment().get_template("index.html")
     text = json.dumps(results["recipe"], indent=2)
-    return template.render(r=results, pictures=shown, out=address(run), live=live, recipe_text=text, **_words()), results
+    return template.render(
+        r=results, pictures=shown, out=address(run), live=live, recipe_text=text, curves=_curves(results), **_words()
+    ), results
 
 
 def environment() -> jinja2.Environment:
@@ -60,6 +67,7 @@ def environment() -> jinja2.Environment:
     found.globals["fig"] = figures
     found.filters |= {
         "percent": figures.percent,
+        "hundred": lambda value, digits=1: "—" if value is None else f"{100 * value:.{digits}f}",
         "signed": figures.signed,
         "arm_colour": palette.arm,
         "emphasised": _emphasised,
@@ -71,12 +79,38 @@ def environment() -> jinja2.Environment:
     return found
 
 
+def _curves(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """A figure's lines for every term that some generator logged at two steps or more; severe grades dashed."""
+    found = []
+    for term, name in CURVES.items():
+        lines = []
+        for generator, log in results["curves"].items():
+            points = [[entry["step"], entry[term]] for entry in log if entry.get(term) is not None]
+            made = results["acceptance"].get(generator, {})
+            kind = next((row["kind"] for row in made.values()), "ecc" if any("ecc" in e for e in log) else "plain")
+            grades = sorted(int(grade) for grade in made)
+            if len(points) > 1:
+                words = ", ".join(NAMES[grade] for grade in grades)
+                lines.append(
+                    {
+                        "points": points,
+                        "title": f"{generator} ({kind}{', ' + words if words else ''})",
+                        "kind": kind,
+                        "colour": KIND_COLOURS.get(kind, "var(--arm-other)"),
+                        "dashed": bool(grades) and grades[0] >= SIGHT_THREATENING,
+                    }
+                )
+        lines.sort(key=lambda line: (line["kind"] != "plain", line["dashed"]))
+        if lines:
+            found.append({"name": name, "lines": lines, "from_zero": term in ("ecc_acceptance", "ecc_share")})
+    return found
+
+
 def _words() -> dict[str, Any]:
     return {
         "css_palette": Markup(palette.css()),
         "grade_names": NAMES,
         "map_metrics": heatmap.METRICS,
-        "curve_terms": CURVES,
     }
 
 

@@ -100,7 +100,7 @@ def verdict_matrices(parts: list[Part]) -> dict[str, np.ndarray]:
         for (kind,), rows in groups(part.samples, "kind").items():
             matrix = matrices.setdefault(kind, np.zeros((NUM_GRADES, NUM_GRADES), np.int64))
             np.add.at(matrix, (intended[rows], seen[rows]), 1)
-    return matrices
+    return dict(sorted(matrices.items(), key=lambda item: (item[0] != "plain", item[0])))
 
 
 def nearest(parts: list[Part], num_pairs: int = 8) -> list[dict[str, Any]]:

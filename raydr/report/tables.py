@@ -18,6 +18,7 @@ from raydr.report.data import Part, load, optional_json
 from raydr.storage import Run
 
 FORMAT = 1
+STAGES = ("ingest", "ensemble", "finetune", "synthesize", "sweep", "report")
 
 
 def results(run: Run, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _photographs(parts: list[Part]) -> list[dict[str, Any]]:
     for dataset, split, grade in zip(*(table[name].to_pylist() for name in ("dataset", "split", "grade")), strict=True):
         counts = rows.setdefault((dataset, split), [0] * (NUM_GRADES + 1))
         counts[NUM_GRADES if grade is None else grade] += 1
-    splits = ["train", "validation", "test", "prior", "external"]
+    splits = ["train", "validation", "test", "prior", "external", "fresh"]
     ranked = sorted(rows, key=lambda key: (splits.index(key[1]) if key[1] in splits else len(splits), key))
     return [
         {
@@ -179,7 +180,9 @@ def _stages(run: Run, parts: list[Part]) -> dict[str, dict[str, float]]:
             total = stages.setdefault(name, {"seconds": 0.0, "peak_bytes": 0})
             total["seconds"] += stage.get("seconds") or 0.0
             total["peak_bytes"] = max(total["peak_bytes"], stage.get("peak_bytes") or 0)
-    return stages
+    return {
+        name: stages[name] for name in sorted(stages, key=lambda name: STAGES.index(name) if name in STAGES else 99)
+    }
 
 
 def _quarantine(parts: list[Part]) -> list[str]:
