@@ -19,7 +19,7 @@ from raydr.grades import NUM_GRADES
 from raydr.storage import Run
 
 REAL_COLUMNS = ["image_id", "dataset", "split", "grade", "stratum", "patient_id", "sha256"]
-SAMPLE_COLUMNS = [name for name in schema.SYNTHETIC.names if name not in ("image", "versions", "prompt")]
+SAMPLE_COLUMNS = [name for name in schema.SYNTHETIC.names if name not in ("image", "versions", "prompt", "sampler")]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Part:
     replicate: int
     sets: dict[str, ImageSet]
     trials: list[Trial]
-    # `synthetic` and `real` without their images; no rows where the stage has not run.
+    # `synthetic` and `real` without their images; no rows where the stage has not run. `samples` gains
+    # the columns `memorised` (closer to a seen photograph than its shard's threshold) and `usable`.
     samples: pa.Table
     photographs: pa.Table
 
@@ -85,9 +86,22 @@ def _load_part(run: Run, replicate: int) -> Part:
     sets, verdicts = _split_predictions(run, predictions)
     trials = [Trial(row, verdicts[row["trial_id"]]) for row in results.to_pylist() if row["trial_id"] in verdicts]
     trials.sort(key=lambda trial: (trial.row["arm"], trial.row["seed"], trial.row["trial_id"]))
-    samples = shards.read(run, "synthetic", schema.SYNTHETIC, SAMPLE_COLUMNS, required=False)
+    samples = _judged(run, shards.read(run, "synthetic", schema.SYNTHETIC, SAMPLE_COLUMNS, required=False))
     photographs = shards.read(run, "real", schema.REAL, REAL_COLUMNS, required=False)
     return Part(run, replicate, sets, trials, samples, photographs)
+
+
+def _judged(run: Run, samples: pa.Table) -> pa.Table:
+    """`samples` with `memorised` and `usable`: the memorisation threshold stands in the commit records."""
+    records = shards.commits(run, "synthetic").items()
+    found = {key.split("/")[1]: record.extra["threshold"] for key, record in records if "threshold" in record.extra}
+    generators = samples["generator_id"].combine_chunks().dictionary_encode()
+    known = pa.array([found.get(name) for name in generators.dictionary.to_pylist()], pa.float64())
+    samples = samples.append_column("threshold", known.take(generators.indices))
+    memorised = pc.fill_null(pc.less(samples["nearest_distance"].cast(pa.float64()), samples["threshold"]), False)
+    good = pc.and_(pc.invert(pc.fill_null(samples["blank"], False)), pc.fill_null(samples["valid_fundus"], True))
+    samples = samples.append_column("memorised", memorised)
+    return samples.append_column("usable", pc.and_(good, pc.invert(memorised)))
 
 
 def _split_predictions(run: Run, table: pa.Table) -> tuple[dict[str, ImageSet], dict[str, dict[str, Verdicts]]]:

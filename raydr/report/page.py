@@ -85,9 +85,9 @@ def _curves(results: dict[str, Any]) -> list[dict[str, Any]]:
     for term, name in CURVES.items():
         lines = []
         for generator, log in results["curves"].items():
-            points = [[entry["step"], entry[term]] for entry in log if entry.get(term) is not None]
+            points = _block_means([[entry["step"], entry[term]] for entry in log if entry.get(term) is not None])
             made = results["acceptance"].get(generator, {})
-            kind = next((row["kind"] for row in made.values()), "ecc" if any("ecc" in e for e in log) else "plain")
+            kind = next((row["kind"] for row in made.values()), generator.split("-")[0])
             grades = sorted(int(grade) for grade in made)
             if len(points) > 1:
                 words = ", ".join(NAMES[grade] for grade in grades)
@@ -104,6 +104,13 @@ def _curves(results: dict[str, Any]) -> list[dict[str, Any]]:
         if lines:
             found.append({"name": name, "lines": lines, "from_zero": term in ("ecc_acceptance", "ecc_share")})
     return found
+
+
+def _block_means(points: list[list[float]], most: int = 40) -> list[list[float]]:
+    """At most `most` points, each the mean of a block, at its last step: single steps are mostly noise."""
+    size = -(-len(points) // most) or 1
+    blocks = [points[start : start + size] for start in range(0, len(points), size)]
+    return [[block[-1][0], sum(value for _, value in block) / len(block)] for block in blocks]
 
 
 def _words() -> dict[str, Any]:

@@ -14,10 +14,8 @@ STOPS = np.round(np.arange(101) / 100, 2)
 
 
 def usable(samples: pa.Table) -> np.ndarray:
-    """Samples that any arm may draw: neither blank nor no fundus photograph; bool (n,)."""
-    blank = samples["blank"].to_numpy(zero_copy_only=False).astype(object)
-    valid = samples["valid_fundus"].to_numpy(zero_copy_only=False).astype(object)
-    return np.array([b is not True and v is not False for b, v in zip(blank, valid, strict=True)], bool)
+    """Samples that an arm may draw: neither blank, nor no fundus photograph, nor memorised; bool (n,)."""
+    return samples["usable"].to_numpy()
 
 
 def scores(samples: pa.Table) -> np.ndarray:
@@ -43,7 +41,7 @@ def groups(samples: pa.Table, *columns: str) -> dict[tuple, np.ndarray]:
 
 
 def acceptance(parts: list[Part], band: tuple[float, float]) -> dict[str, dict[str, Any]]:
-    """{generator_id: {grade: made, blank or invalid, accepted within `band`, share, mean score}}."""
+    """{generator_id: {grade: made, unusable, of these memorised, accepted within `band`, share, mean score}}."""
     found: dict[str, dict[str, Any]] = {}
     for part in parts:
         for (generator, kind, grade), rows in groups(part.samples, "generator_id", "kind", "grade").items():
@@ -55,6 +53,7 @@ def acceptance(parts: list[Part], band: tuple[float, float]) -> dict[str, dict[s
                 "replicate": part.replicate,
                 "made": len(rows),
                 "unusable": int((~good).sum()),
+                "memorised": int(made["memorised"].to_numpy().sum()),
                 "accepted": accepted,
                 "share": accepted / len(rows),
                 "mean_score": float(score.mean()),
@@ -108,6 +107,6 @@ def nearest(parts: list[Part], num_pairs: int = 8) -> list[dict[str, Any]]:
     found = []
     for part in parts:
         table = part.samples.filter(part.samples["nearest_distance"].is_valid()).sort_by("nearest_distance")
-        columns = ["sample_id", "grade", "score", "nearest_image_id", "nearest_distance"]
+        columns = ["sample_id", "grade", "score", "nearest_image_id", "nearest_distance", "threshold", "memorised"]
         found += [row | {"part": part.replicate} for row in table.select(columns).slice(0, num_pairs).to_pylist()]
     return sorted(found, key=lambda row: row["nearest_distance"])[:num_pairs]

@@ -4,6 +4,7 @@ All of it is recomputed from the stored predictions and scores; nothing is taken
 printed. The page is rendered from this value and pictures alone.
 """
 
+import base64
 import dataclasses
 import math
 from collections.abc import Iterable
@@ -73,6 +74,7 @@ def from_parts(run: Run, recipe: dict[str, Any], parts: list[Part]) -> dict[str,
         "nearest": samples.nearest(parts),
         "strata": arms.strata(grouped, parts),
         "curves": _curves(parts),
+        "members": _members(parts),
         "stages": _stages(run, parts),
         "audit": arms.discrepancies(parts, by_trial) + _quarantine(parts),
         "recipe": recipe,
@@ -169,6 +171,24 @@ def _curves(parts: list[Part]) -> dict[str, list[dict[str, Any]]]:
             if key.endswith(".json"):
                 curves[key.rsplit("/", 1)[1].removesuffix(".json")] = part.run.read_json(key)
     return curves
+
+
+def _members(parts: list[Part]) -> list[dict[str, Any]]:
+    """The ensemble's members as their records say: in the order in which samples hold their probabilities."""
+    found = []
+    for part in parts:
+        for key, _ in part.run.list("graders"):
+            if key.endswith("/grader.json"):
+                record = part.run.read_json(key)
+                kept = {name: record.get(name) for name in ("name", "role", "inner_fold", "temperature", "validation")}
+                kept |= {"backbone": record["grader"]["backbone"], "replicate": part.replicate}
+                found.append(kept | {"ensemble_id": key.split("/")[1], "num_photographs": _num_ids(record)})
+    return found
+
+
+def _num_ids(record: dict[str, Any]) -> int:
+    """Photographs a member was trained on: 8 bytes each, in base64."""
+    return len(base64.b64decode(record.get("trained_on", ""))) // 8
 
 
 def _stages(run: Run, parts: list[Part]) -> dict[str, dict[str, float]]:

@@ -4,6 +4,7 @@ The numbers are drawn, not measured: an arm has a skill per grade, photographs h
 all arms share, seeds and replicates jitter the skill.
 """
 
+import base64
 import dataclasses
 import json
 
@@ -94,20 +95,21 @@ def _write_part(run, replicate, num_seeds, num_test, num_samples, with_synthetic
             for index in range(count):
                 data = images.encode(painter(grade, rng)) if split == "train" else b"x"
                 name = f"DDR/{split}-{grade}-{index:04d}"
-                rows.append(_real_row(name, split, grade, data))
+                rows.append(_real_row(name, split, grade, data, replicate))
     shards.commit(run, "real/000000.parquet", pa.Table.from_pylist(rows, schema.REAL), schema.REAL, "real")
     if with_synthetic:
         for kind in ("plain", "ecc"):
             for grade in (1, 3):
                 _write_samples(run, kind, grade, num_samples, rng, painter, replicate)
+        _write_members(run, replicate)
     if with_trials:
         _write_trials(run, rows, replicate, num_seeds, rng)
 
 
-def _real_row(name, split, grade, data):
+def _real_row(name, split, grade, data, seed):
     row = dict.fromkeys(schema.REAL.names)
     row |= {"image_id": name, "dataset": "DDR", "split": split, "grade": grade, "gradable": True, "image": data}
-    return row | {"width": 64, "height": 64, "sha256": name, "phash": "0" * 16}
+    return row | {"width": 64, "height": 64, "sha256": f"{seed}/{name}", "phash": "0" * 16}
 
 
 def _write_samples(run, kind, grade, count, rng, painter, replicate):
@@ -142,20 +144,29 @@ def _write_samples(run, kind, grade, count, rng, painter, replicate):
         }
         rows.append(row)
     table = pa.Table.from_pylist(rows, schema.SYNTHETIC)
-    shards.commit(run, f"synthetic/{generator}/g{grade}-000000.parquet", table, schema.SYNTHETIC, "synthetic")
-    steps = range(0, 81, 10)
-    curve = [
-        {
-            "step": step,
-            "instance": 0.1 + 0.2 * float(np.exp(-step / 30)),
-            "prior": 0.12 + 0.05 * float(np.exp(-step / 30)),
-            "ecc": (0.11 + 0.05 * float(np.exp(-step / 60))) if kind == "ecc" and step >= 40 else None,
-            "validation": 0.14 + 0.2 * float(np.exp(-step / 25)),
-            "ecc_acceptance": 0.2 + step / 300 if kind == "ecc" and step >= 40 else None,
-        }
-        for step in steps
-    ]
+    extra = {"accepted": 0, "seconds": 30.0, "threshold": 2.0}
+    shards.commit(run, f"synthetic/{generator}/g{grade}-000000.parquet", table, schema.SYNTHETIC, "synthetic", extra)
+    curve = []
+    for step in range(1, 81):
+        event = {"event": "step", "step": step, "instance": 0.1 + 0.2 * float(np.exp(-step / 30) + rng.normal(0, 0.02))}
+        event["prior"] = 0.12 + 0.05 * float(np.exp(-step / 30))
+        if kind == "ecc" and step > 40:
+            event["ecc"] = 0.11 + 0.05 * float(np.exp(-step / 60))
+        if step % 20 == 0:
+            event["validation"] = 0.14 + 0.2 * float(np.exp(-step / 25))
+        curve.append(event)
+        if kind == "ecc" and step >= 40 and step % 10 == 0:
+            curve.append({"event": "ecc", "step": step, "ecc_acceptance": 0.2 + step / 300})
     run.replace(f"logs/finetune/{generator}.json", json.dumps(curve).encode())
+
+
+def _write_members(run, replicate):
+    for number, role in enumerate(("score", "score", "score", "audit")):
+        name = f"{number:02d}-resnet10t-f{number}"
+        record = {"name": name, "role": role, "inner_fold": number, "temperature": 1.1 + number / 10}
+        record |= {"validation": {"balanced_accuracy": 0.8 + number / 100}, "grader": {"backbone": "resnet10t"}}
+        record |= {"trained_on": base64.b64encode(bytes(8 * 55)).decode()}
+        run.replace_json(f"graders/e-{replicate}/{name}/grader.json", record)
 
 
 def _write_trials(run, rows, replicate, num_seeds, rng):

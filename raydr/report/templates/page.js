@@ -146,7 +146,7 @@
         cell.style.setProperty("--v", value);
         return cell;
       }));
-    $("#sample-table tbody").replaceChildren(...item.p.map((member, index) => row(`member ${index + 1}`, member)), row("mean", mean));
+    $("#sample-table tbody").replaceChildren(...item.p.map((member, index) => row(data.members.length === item.p.length ? data.members[index] : `member ${index + 1}`, member)), row("mean", mean));
     $("#sample-command").textContent = `raydr regenerate ${item.run} ${item.id} --to ${item.id.replaceAll("/", "-")}.png`;
     $("#sample-copy").textContent = "copy command";
     if (!dialog.open) dialog.showModal();
