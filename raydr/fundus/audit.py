@@ -228,13 +228,13 @@ def audited_shortcuts(
     columns: Mapping[str, Sequence], image_of: Callable[[int], bytes], on_event: Event
 ) -> tuple[Shortcut, ...]:
     """Shortcuts inside each data set (its trainable graded rows, else all graded ones), and between data sets."""
-    graded = [index for index, grade in enumerate(columns["grade"]) if grade is not None]
+    order = sorted(range(len(columns["grade"])), key=lambda index: columns["image_id"][index])
+    graded = [index for index in order if columns["grade"][index] is not None]
     trainable = [index for index in graded if columns["split"][index] not in EVALUATION]
     found: list[Shortcut] = []
     for dataset in sorted({columns["dataset"][index] for index in graded}):
         inside = [index for index in trainable if columns["dataset"][index] == dataset]
         inside = inside or [index for index in graded if columns["dataset"][index] == dataset]
-        inside.sort(key=lambda index: columns["image_id"][index])
         if len(inside) > MAX_LOOKED_AT:
             rng = rng_of("audit", dataset)
             inside = [inside[k] for k in sorted(rng.choice(len(inside), MAX_LOOKED_AT, replace=False))]

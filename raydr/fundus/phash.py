@@ -33,15 +33,19 @@ def _disc() -> np.ndarray:
 DISC = _disc()
 
 
-def detail(pixels: np.ndarray) -> np.ndarray:
+def detail(pixels: np.ndarray, zoom: float = 1.0) -> np.ndarray:
     """Vessels and optic disc of uint8 RGB (H, W, 3) as float32 (PX, PX) of unit norm, zero outside the field of view.
 
-    Subtracting the local mean leaves illumination out, dividing by the norm leaves exposure out.
+    `zoom` looks at the central 1/zoom of the picture. Subtracting the local mean leaves illumination out, dividing by
+    the norm leaves exposure out.
     """
     # Float and a triangle filter, because 8-bit rounding and the box filter's ties are not symmetric: mirrored pictures
     # would differ in a bit or two.
     exact = Image.fromarray(np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32))
-    grey = np.asarray(exact.resize((PX, PX), Image.Resampling.BILINEAR), dtype=np.float64)
+    height, width = pixels.shape[:2]
+    x, y = width * (1 - 1 / zoom) / 2, height * (1 - 1 / zoom) / 2
+    reduced = exact.resize((PX, PX), Image.Resampling.BILINEAR, box=(x, y, width - x, height - y))
+    grey = np.asarray(reduced, dtype=np.float64)
     inside = DISC > 0
     grey = np.where(inside, grey, grey[inside].mean())
     local = (grey - ndimage.gaussian_filter(grey, SIGMA, mode="nearest")) * DISC
