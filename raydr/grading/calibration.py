@@ -19,15 +19,11 @@ def inner_folds(
     patient's worst grade. Within each grade the folds' sizes differ by at most one (patients, with groups).
     """
     grades = np.asarray(grades, dtype=np.int64)
-    names = [None] * len(grades) if groups is None else list(groups)
+    given = [None] * len(grades) if groups is None else list(groups)
+    # A row without a patient is one of its own.
+    names = [("row", row) if name is None else name for row, name in enumerate(given)]
     unit_of: dict[object, int] = {}
-    units = np.array(
-        [
-            unit_of.setdefault(name if name is not None else ("row", row), len(unit_of))
-            for row, name in enumerate(names)
-        ],
-        dtype=np.int64,
-    )
+    units = np.array([unit_of.setdefault(name, len(unit_of)) for name in names], dtype=np.int64)
     worst = np.zeros(len(unit_of), dtype=np.int64)
     np.maximum.at(worst, units, grades)
     fold_of_unit, start = np.zeros(len(unit_of), dtype=np.int8), 0

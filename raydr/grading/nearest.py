@@ -1,101 +1,187 @@
-"""Memorisation gate: is a sample a photograph that the generator saw, mirrored or not?
+"""Memorisation gate: is a sample a photograph that the generator saw: as it is, mirrored, or cropped?
 
-Features are rows of any embedding in which a copy stays close: means of the diffusion model's VAE
-latents, or vessel maps; not a grader's features, which call two healthy eyes the same. Distances are
-root mean squares over the features, so that they do not grow with their number. A sample is compared
-as it is and mirrored. The threshold is the first percentile, over the photographs, of the distance to
-the nearest photograph of *another* patient under the very same search, so that about 1 % of honest
-samples from as dense a set are flagged. (The first percentile over all pairs would flag nearly every
-honest sample: the nearest of 1,719 strangers is closer than a hundredth of them.)
+Two decisions make planted copies show (measured on 1,719 phantoms of 64 px, 300 planted copies of each
+kind): a plain pixel distance flagged none that had lost 5 % of its frame, since zooming moves every vessel
+while strangers of the same tint are near anyway.
+
+- `structure` keeps vessels and the disc, drops tint, brightness and the frame's outline. Any other
+  embedding in which a copy stays close can take its place (means of VAE latents); a grader's features
+  cannot, for they call two healthy eyes the same.
+- A sample is looked at in twelve `views`: shrunk back as if each corner, or the rim, had been cut away,
+  each also mirrored. The nearest over all views counts.
+
+The threshold is the first percentile, over photographs, of the distance to the nearest one of *another*
+patient under the same search, so about 1 % of honest samples from an equally dense set are flagged. (The
+first percentile over all pairs would flag nearly all: the nearest of 1,719 strangers is closer than a
+hundredth of them.)
+
+What it does not see: the same eye with many other lesions. A healthy phantom eye redrawn with mild lesions
+is flagged always, with moderate ones in 78 % of cases, with severe ones, which at 64 px cover its vessels, in 5 %.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from raydr.errors import UserError
+from raydr.grading.training import Images
+from raydr.identity import rng_of
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 (B, H, W, 3) -> float32 (B, D)
 
-# Entries of one distance matrix, 4 bytes each: bounds the memory of a search at 256 MB.
-BLOCK = 2**26
+SIDE = 64  # px at which structure is looked at, whatever the photograph's
+BACKGROUND_SIGMA, DETAIL_SIGMA = 4.0, 1.5  # px: what is subtracted, and how far a vessel may have moved
+RADIUS = 0.85  # of the half side; beyond lies the rim, which all fundus photographs share
+LIT = 0.04  # grey level, 0-1, above which a pixel belongs to the field of view
+CROP = 0.05  # share of the side that a cropped copy has lost
+QUANTILE = 0.01
+# Photographs that the threshold is measured on: the percentile of 1,000 has a standard error of .3 points.
+NUM_STRANGERS = 1000
+BATCH = 256
+
+
+@torch.inference_mode()
+def structure(pixels: np.ndarray) -> np.ndarray:
+    """Vessel structure of uint8 images (B, H, W, 3): float32 (B, 1024), mean 0, RMS 1 (0 for flat ones).
+
+    Local contrast of the grey image, compressed by tanh so that a bright disc weighs no more than a
+    vessel, slightly blurred. The squared RMS distance of two images is 2 - 2 x their correlation.
+    """
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    if images.shape[-2:] != (SIDE, SIDE):
+        images = F.interpolate(images, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    grey = images.mean(dim=1, keepdim=True)
+    lit = (grey > LIT).to(torch.float32)
+    background = _blur(grey * lit, BACKGROUND_SIGMA) / (_blur(lit, BACKGROUND_SIGMA) + 1e-3)
+    line = (torch.arange(SIDE) - (SIDE - 1) / 2) / (SIDE / 2)
+    inside = (line[:, None] ** 2 + line[None] ** 2 < RADIUS**2).to(torch.float32)
+    detail = _blur(grey - background, DETAIL_SIGMA) * inside
+    detail = torch.tanh(detail / (detail.flatten(1).std(dim=1)[:, None, None, None] + 1e-6))
+    features = F.avg_pool2d(detail, 2).flatten(1)
+    features = features - features.mean(dim=1, keepdim=True)
+    return (features / features.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)).numpy()
+
+
+@cache
+def _gaussian(sigma: float) -> Tensor:
+    """(SIDE, SIDE) matrix that blurs along one axis, mirrored at the ends: as a product it takes a tenth
+    of the time of a convolution over one channel."""
+    line = torch.arange(SIDE)
+    reach = round(3 * sigma)
+    matrix = torch.zeros(SIDE, SIDE)
+    for offset in range(-reach, reach + 1):
+        source = line + offset
+        source = torch.where(source < 0, -source, source)
+        source = torch.where(source >= SIDE, 2 * (SIDE - 1) - source, source)
+        matrix[line, source] += float(np.exp(-0.5 * (offset / sigma) ** 2))
+    return matrix / matrix.sum(dim=1, keepdim=True)
+
+
+def _blur(images: Tensor, sigma: float) -> Tensor:
+    kernel = _gaussian(sigma)
+    return kernel @ images @ kernel.T
+
+
+@torch.inference_mode()
+def views(pixels: np.ndarray) -> list[np.ndarray]:
+    """Twelve versions of uint8 images (B, H, W, 3): as they are, shrunk by 5 % into the centre and each
+    corner of a black frame, and all six mirrored left to right; the first is the input."""
+    side = pixels.shape[1]
+    inner = side - max(1, round(CROP * side))
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(torch.float32)
+    small = F.interpolate(images, size=(inner, inner), mode="bilinear", antialias=True)
+    small = small.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    lost = side - inner
+    versions = [pixels]
+    for top, left in ((lost // 2, lost // 2), (0, 0), (0, lost), (lost, 0), (lost, lost)):
+        framed = torch.zeros(len(pixels), side, side, 3, dtype=torch.uint8)
+        framed[:, top : top + inner, left : left + inner] = small
+        versions.append(framed.numpy())
+    return versions + [np.ascontiguousarray(version[:, :, ::-1]) for version in versions]
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The photographs that a sample must not repeat, and how close is too close."""
+    """The photographs that a sample must not repeat, and how close is too close. Pickles with its embedding."""
 
-    features: Tensor  # float32 (N, D), of photographs that base, prior or generator saw
+    features: np.ndarray  # float32 (N, D) of photographs that base, prior or generator saw
     image_ids: tuple[str, ...]
     threshold: float  # RMS distance; samples nearer than this are flagged
+    embed: Embed = structure
 
-    def check(self, features: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Nearest photographs of samples given by their features and their mirror images', (B, D) each.
+    def check(self, pixels: np.ndarray, device: str | torch.device = "cpu") -> tuple[list[str], np.ndarray, np.ndarray]:
+        """The nearest photograph of each uint8 sample (B, H, W, 3).
 
         Returns:
-            positions into `image_ids` int64 (B,), distances float32 (B,), flagged bool (B,).
+            its image id (B,), the RMS distance float32 (B,), and whether the sample is flagged, bool (B,).
         """
-        distance, position = nearest(features, mirrored, self.features)
-        return position, distance, distance < self.threshold
-
-
-def embed_both(embed: Embed, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features of uint8 images (B, H, W, 3) and of their left-right mirror images: float32 (B, D) twice."""
-    return embed(pixels), embed(np.ascontiguousarray(pixels[:, :, ::-1]))
+        distance, position = search(pixels, self.features, self.embed, device)
+        return [self.image_ids[row] for row in position], distance, distance < self.threshold
 
 
 def fit(
-    features: np.ndarray,
-    mirrored: np.ndarray,
+    images: Images,
+    rows: np.ndarray,
     image_ids: Sequence[str],
     patient_ids: Sequence[str | None],
-    quantile: float = 0.01,
+    embed: Embed = structure,
     device: str | torch.device = "cpu",
 ) -> Gate:
-    """The gate of N photographs with features and mirrored features (N, D).
+    """The gate of the photographs `images[rows]` (N,).
 
-    `patient_ids` keeps two photographs of a patient from setting the threshold (None: a patient of
-    their own). Raises UserError with fewer than two patients.
+    `patient_ids` keeps two photographs of one patient from setting the threshold (None: a patient of its
+    own). Up to 1,000 photographs, chosen by a fixed seed, set it. Raises UserError with fewer than two
+    patients. Memory: N x D x 4 bytes, 4 kB a photograph with `structure`, and 256 images at a time.
     """
-    units: dict[object, int] = {}
-    patients = torch.tensor(
-        [units.setdefault(p if p is not None else ("row", row), len(units)) for row, p in enumerate(patient_ids)]
+    rows = np.asarray(rows, dtype=np.int64)
+    unit_of: dict[object, int] = {}
+    patients = np.array(
+        [
+            unit_of.setdefault(name if name is not None else ("row", row), len(unit_of))
+            for row, name in enumerate(patient_ids)
+        ]
     )
-    if len(units) < 2:
+    if len(unit_of) < 2:
         raise UserError("the memorisation gate needs photographs of at least two patients to set its threshold")
-    reference = torch.as_tensor(features, dtype=torch.float32, device=device)
-    strangers, _ = nearest(features, mirrored, reference, patients.to(device))
-    return Gate(reference, tuple(image_ids), float(np.quantile(strangers, quantile)))
+    features = np.concatenate([embed(images[rows[start : start + BATCH]]) for start in range(0, len(rows), BATCH)])
+    chosen = np.sort(rng_of("memorisation-gate").permutation(len(rows))[:NUM_STRANGERS])
+    distances = [
+        search(images[rows[part]], features, embed, device, patients[part], patients)[0]
+        for part in np.array_split(chosen, -(-len(chosen) // BATCH))
+    ]
+    return Gate(features, tuple(image_ids), float(np.quantile(np.concatenate(distances), QUANTILE)), embed)
 
 
 @torch.inference_mode()
-def nearest(
-    features: np.ndarray, mirrored: np.ndarray, reference: Tensor, patients: Tensor | None = None
+def search(
+    pixels: np.ndarray,
+    features: np.ndarray,
+    embed: Embed,
+    device: str | torch.device = "cpu",
+    own: np.ndarray | None = None,
+    patients: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """RMS distance float32 (B,) to the nearest row of `reference` (N, D) and its position int64 (B,).
+    """RMS distance float32 (B,) and position int64 (B,) of the nearest row of `features` (N, D) over all views.
 
-    The nearer of a sample and its mirror image counts. With `patients` int64 (N,) the samples are the
-    reference rows themselves, and rows of the same patient are passed over.
+    With `own` (B,) and `patients` (N,), rows of the sample's own patient are passed over.
     """
+    reference = torch.from_numpy(features).to(device)
     norms = reference.square().sum(dim=1)
-    distances, positions = [], []
-    step = max(1, BLOCK // len(reference))
-    for start in range(0, len(features), step):
-        views = [
-            torch.as_tensor(np.asarray(view[start : start + step]), dtype=torch.float32, device=reference.device)
-            for view in (features, mirrored)
-        ]
+    looks = [torch.from_numpy(embed(view)).to(device) for view in views(pixels)]
+    nearest = torch.full((len(pixels), len(features)), torch.inf, device=device)
+    for x in looks:
         # |x - y|^2 = |x|^2 + |y|^2 - 2 xy: one matrix product instead of B x N x D differences.
-        squared = [torch.addmm(norms[None], x, reference.T, alpha=-2) + x.square().sum(1, keepdim=True) for x in views]
-        best = torch.minimum(*squared)
-        if patients is not None:
-            best.masked_fill_(patients[start : start + step, None] == patients[None], torch.inf)
-        position = best.argmin(dim=1)
-        # Exact for the winner: near a copy the formula above loses all its digits.
-        exact = torch.stack([(x - reference[position]).square().mean(dim=1) for x in views])
-        distances.append(exact.amin(dim=0).sqrt().cpu())
-        positions.append(position.cpu())
-    return torch.cat(distances).numpy(), torch.cat(positions).numpy()
+        squared = torch.addmm(norms[None], x, reference.T, alpha=-2) + x.square().sum(dim=1, keepdim=True)
+        nearest = torch.minimum(nearest, squared)
+    if own is not None and patients is not None:
+        same = torch.from_numpy(own)[:, None] == torch.from_numpy(patients)[None]
+        nearest.masked_fill_(same.to(device), torch.inf)
+    position = nearest.argmin(dim=1)
+    # Exact for the winner: near a copy the formula above has lost its digits.
+    exact = torch.stack([(x - reference[position]).square().mean(dim=1) for x in looks]).amin(dim=0).sqrt()
+    return exact.cpu().numpy(), position.cpu().numpy()
