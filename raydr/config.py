@@ -325,6 +325,8 @@ class Shape:
     # Ray address; null attaches to the session that a job runs in, else starts Ray on this machine.
     address: str | None = None
     num_cpus: int | None = None
+    # Ray's dashboard on http://127.0.0.1:8265 while a stage runs.
+    dashboard: bool = True
     # Concurrent generator actors, and the threads and GPUs of each.
     generators: int = 2
     generator_cpus: float = 0.5
@@ -361,15 +363,3 @@ SHAPES = {
         train_gpus=1,
     ),
 }
-
-
-def changed_field(before: object, after: object, path: str = "") -> tuple[str, object, object] | None:
-    """First field in which two configurations differ, as (dotted path, before, after); None if equal."""
-    if dataclasses.is_dataclass(before) and dataclasses.is_dataclass(after):
-        for item in dataclasses.fields(before):
-            dotted = f"{path}.{item.name}" if path else item.name
-            difference = changed_field(getattr(before, item.name), getattr(after, item.name), dotted)
-            if difference:
-                return difference
-        return None
-    return None if before == after else (path, before, after)

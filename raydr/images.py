@@ -16,7 +16,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 def encode(pixels: np.ndarray, codec: str = "webp") -> bytes:
     """Encode uint8 RGB pixels (H, W, 3) losslessly as "webp" or "png"."""
-    assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3, pixels.shape
+    assert (pixels.dtype, pixels.ndim, pixels.shape[-1]) == (np.uint8, 3, 3), (pixels.dtype, pixels.shape)
     buffer = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if codec == "webp":

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+__all__ = ["Bar", "Clock", "bar", "console", "escape", "header", "line", "note", "table"]
 
 console = Console(highlight=False, soft_wrap=True)
 

@@ -1,0 +1,7 @@
+"""As a Ray job: ray job submit --working-dir . -- python jobs/ingest.py --recipe NAME --out URL"""
+
+import sys
+
+from raydr import cli
+
+sys.exit(cli.main(["ingest", *sys.argv[1:]]))

@@ -1,0 +1,7 @@
+"""As a Ray job: ray job submit --working-dir . -- python jobs/sweep.py --recipe NAME --out URL"""
+
+import sys
+
+from raydr import cli
+
+sys.exit(cli.main(["sweep", *sys.argv[1:]]))

@@ -1,0 +1,150 @@
+"""Graders that score: members trained side by side, one Ray task each.
+
+from raydr.cluster import ensemble
+ensemble.run(recipe, "out")
+"""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from raydr import lineage, schema, selection, shards
+from raydr.cluster import ingest, session
+from raydr.config import Recipe, Shape
+from raydr.errors import MissingInput, UserError
+from raydr.storage import Run
+
+COLUMNS = ["image_id", "dataset", "split", "fold", "patient_id", "grade", "sha256"]
+
+# -- on the nodes ---------------------------------------------------------------------------------
+
+
+def image_array(run: Run, px: int, tables: Iterable[tuple[str, pa.Schema]], sha256s: Iterable[str]) -> Any:
+    """The node's ImageArray at `px` with these images in it; what is missing is read and decoded once."""
+    from raydr.grading.arrays import ImageArray
+
+    folder = session.node_cache(run) / "arrays"
+    array = ImageArray(folder, px)
+    missing = set(array.missing(sha256s))
+    if not missing:
+        return array
+
+    def rows() -> Iterable[tuple[str, bytes]]:
+        for prefix, table_schema in tables:
+            for batch in shards.dataset(run, prefix, table_schema).to_batches(
+                columns=["sha256", "image"], batch_size=256
+            ):
+                for digest, data in zip(batch["sha256"].to_pylist(), batch["image"].to_pylist(), strict=True):
+                    if digest in missing:
+                        yield digest, data
+
+    return ImageArray.build(folder, px, rows())
+
+
+@ray.remote
+def train_member(url: str, recipe: Recipe, number: int, prefix: str, meter: str, num_threads: int) -> dict[str, Any]:
+    """Train, calibrate and store one member; returns its name, temperature and validation metrics."""
+    from raydr.grading.ensemble import save_member
+    from raydr.grading.members import train_member as train
+
+    target = Run(url)
+    member = recipe.ensemble.members[number]
+    real = shards.read(target, "real", schema.REAL, COLUMNS)
+    rows = selection.part_of(real, "train", recipe.fold)
+    table = real.take(rows)
+    digests = table["sha256"].to_pylist()
+    array = image_array(target, recipe.ingest.px, [("real", schema.REAL)], digests)
+    done = 0
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal done
+        if event["event"] == "train":
+            done = event["step"]
+            session.report_to(meter, **{f"done:{number}": done})
+
+    name = member_name(recipe, number)
+    trained, meta = train(
+        name,
+        member,
+        recipe.ensemble.inner_folds,
+        array,
+        array.positions(digests),
+        np.asarray(table["grade"]),
+        table["image_id"].to_pylist(),
+        digests,
+        seed=recipe.seed * 100 + recipe.replicate,
+        fold=recipe.fold,
+        groups=table["patient_id"].to_pylist(),
+        on_event=on_event,
+        num_threads=num_threads,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        save_member(Path(folder), trained.model, meta)
+        target.upload(Path(folder), f"{prefix}/{name}")
+    return {"name": name, "temperature": meta.temperature, **meta.validation}
+
+
+# -- on the driver --------------------------------------------------------------------------------
+
+
+def member_name(recipe: Recipe, number: int) -> str:
+    member = recipe.ensemble.members[number]
+    return f"{number:02d}-{member.grader.backbone.replace('.', '-')}-f{member.inner_fold}"
+
+
+def identity(recipe: Recipe, target: Run) -> str:
+    return lineage.ensemble_id(recipe, ingest.fingerprint_of(target))
+
+
+def require(recipe: Recipe, target: Run) -> str:
+    """The id of the finished ensemble of this recipe; MissingInput where it is not there."""
+    ensemble_id = identity(recipe, target)
+    for number in range(len(recipe.ensemble.members)):
+        if not target.uploaded(f"graders/{ensemble_id}/{member_name(recipe, number)}"):
+            raise MissingInput(f"{target.url} has no finished ensemble {ensemble_id}: run `raydr ensemble` first")
+    return ensemble_id
+
+
+def load(recipe: Recipe, target: Run, ensemble_id: str, role: str | None = "score", device: str = "cpu") -> Any:
+    """The ensemble's members on this node, checked against the photographs that it may not have seen."""
+    from raydr.grading.ensemble import Ensemble, check_leakage
+
+    for number in range(len(recipe.ensemble.members)):
+        prefix = f"graders/{ensemble_id}/{member_name(recipe, number)}"
+        folder = target.folder(prefix, session.node_cache(target)).parent
+    judges = Ensemble.load(folder, role, device)
+    real = shards.read(target, "real", schema.REAL, COLUMNS)
+    for part in ("test", "validation"):
+        forbidden = real["image_id"].take(selection.part_of(real, part, recipe.fold)).to_pylist()
+        for meta in judges.metas:
+            check_leakage(meta, forbidden, part)
+    return judges
+
+
+def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str, Any]:
+    """Train the members that are not there yet; returns {ensemble_id, members: [...]}."""
+    shape = shape or Shape()
+    target = out if isinstance(out, Run) else Run(out)
+    members = recipe.ensemble.members
+    if not any(member.role == "score" for member in members):
+        raise UserError("ensemble.members holds no member of role 'score': add one")
+    if not shards.completed(target, "real"):
+        raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+    ensemble_id = identity(recipe, target)
+    prefix = f"graders/{ensemble_id}"
+    numbers = [n for n in range(len(members)) if not target.uploaded(f"{prefix}/{member_name(recipe, n)}")]
+    total = sum(members[n].grader.steps for n in numbers)
+    results: list[dict[str, Any]] = []
+    if numbers:
+        # Longest first, so that the last to finish is a short one.
+        numbers.sort(key=lambda n: -members[n].grader.steps * members[n].grader.px ** 2)
+        with session.metered("ensemble", total, "steps") as meter:
+            remote = train_member.options(num_cpus=shape.trial_cpus, num_gpus=shape.trial_gpus)
+            threads = max(1, int(shape.trial_cpus))
+            results = ray.get([remote.remote(target.url, recipe, n, prefix, meter, threads) for n in numbers])
+    return {"ensemble_id": ensemble_id, "members": len(members), "trained": sorted(results, key=lambda r: r["name"])}

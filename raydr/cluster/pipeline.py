@@ -1,0 +1,251 @@
+"""The stages in order: what `raydr run`, `raydr demo` and every single stage command go through.
+
+    from raydr.cluster import pipeline
+    pipeline.run(recipe, "out")
+
+A finished stage leaves a record with the fingerprint of its configuration and of the stages before it;
+the same command again skips it without starting Ray. Anything unfinished goes on where it was cut.
+"""
+
+import dataclasses
+import importlib
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from raydr import lineage, terminal
+from raydr.config import Recipe, Shape
+from raydr.errors import IdentityMismatch, MissingInput
+from raydr.identity import fingerprint
+from raydr.record import replicates
+from raydr.storage import Run
+
+STAGES = ("ingest", "ensemble", "finetune", "synthesize", "sweep")
+PACKAGES = ("raydr", "ray", "torch", "diffusers", "transformers", "peft", "timm", "numpy", "pyarrow")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def revision() -> str | None:
+    """Git revision of the source tree that is running, with "+" where it was changed; None when installed."""
+    folder = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(folder)]
+        known = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
+        if known.returncode != 0:
+            return None
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head + ("+" if dirty.stdout.strip() else "")
+
+
+def identity(recipe: Recipe, stage: str) -> str:
+    """Fingerprint of a stage's whole configuration and of the identity of the stages before it."""
+    before = [lineage.inside(recipe, name) for name in STAGES[: STAGES.index(stage)]]
+    own = dataclasses.asdict(getattr(recipe, stage))
+    return fingerprint(stage, own, before, recipe.seed, recipe.replicate, recipe.fold)
+
+
+def open_run(recipe: Recipe, target: Run) -> None:
+    """Write recipe.json, or check that the run that is there is this recipe's.
+
+    Raises IdentityMismatch naming the field and both values where a field that changes pixels or
+    weights of a stage already begun differs.
+    """
+    stored = target.read_json("recipe.json") if target.exists("recipe.json") else None
+    if stored:
+        begun = [stage for stage in STAGES if stage in stored.get("begun", [])]
+        for name in ("seed", "fold", "num_replicates", "replicate"):
+            if begun and stored["recipe"][name] != getattr(recipe, name):
+                raise _mismatch(target, name, stored["recipe"][name], getattr(recipe, name))
+        for stage in begun:
+            if stage == "sweep":  # a sweep's trials carry their own identity: it may grow any way
+                continue
+            before = stored["recipe"][stage]
+            after = fingerprintable(lineage.inside(recipe, stage))
+            for field, value in after.items():
+                if fingerprint(before.get(field)) != fingerprint(value):
+                    raise _mismatch(target, f"{stage}.{field}", before.get(field), value)
+        if stored["versions"] != versions():
+            changed = [name for name, old in stored["versions"].items() if versions().get(name) != old]
+            terminal.note(f"versions changed since this run began: {', '.join(changed)}")
+    record = {
+        "recipe": fingerprintable(dataclasses.asdict(recipe)),
+        "versions": stored["versions"] if stored else versions(),
+        "revision": stored["revision"] if stored else revision(),
+        "fingerprints": {stage: identity(recipe, stage) for stage in STAGES},
+        "begun": stored.get("begun", []) if stored else [],
+    }
+    if record != stored:
+        target.replace_json("recipe.json", record)
+
+
+def fingerprintable(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: fingerprintable(item) for key, item in value.items()}
+    return [fingerprintable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _mismatch(target: Run, field: str, before: Any, after: Any) -> IdentityMismatch:
+    return IdentityMismatch(
+        f"{target.url} was made with {field} = {before!r} and now {after!r} is asked for: use another --out, "
+        "or the old value"
+    )
+
+
+def begin(target: Run, stage: str) -> None:
+    record = target.read_json("recipe.json")
+    if stage not in record["begun"]:
+        record["begun"].append(stage)
+        target.replace_json("recipe.json", record)
+
+
+def finished(recipe: Recipe, target: Run, stage: str) -> dict[str, Any] | None:
+    """The record that a stage left when it ended with this very configuration, or None."""
+    key = f"logs/stage-{stage}.json"
+    record = target.read_json(key) if target.exists(key) else None
+    return record if record and record["identity"] == identity(recipe, stage) else None
+
+
+def run(
+    recipe: Recipe, out: str | Run, shape: Shape | None = None, stages: Sequence[str] = STAGES, report: bool = True
+) -> dict[str, Any]:
+    """Run `stages` for every replicate and write the report; returns {stage: summary} of the last replicate.
+
+    Raises UserError for what the user can mend; a second driver on the same output is refused.
+    """
+    from raydr.cluster import session
+
+    shape = shape or Shape()
+    target = out if isinstance(out, Run) else Run(out)
+    summaries: dict[str, Any] = {}
+    with target.lock(" ".join(stages)):
+        open_run(recipe, target)
+        parts = replicates(recipe, target)
+        for part, place in parts:
+            if place != target:
+                open_run(part, place)
+        todo = [item for item in parts if any(not finished(item[0], item[1], stage) for stage in stages)]
+        for part, place in parts:
+            if len(parts) > 1:
+                terminal.note(f"replicate {part.replicate + 1} of {recipe.num_replicates}")
+            if (part, place) not in todo:
+                for stage in stages:
+                    summaries[stage] = finished(part, place, stage)
+                    terminal.line(stage, "finished before")
+                continue
+            with session.session(shape):
+                for stage in stages:
+                    summaries[stage] = _stage(part, place, shape, stage)
+        if report:
+            summaries["report"] = write_report(target)
+    return summaries
+
+
+def _stage(recipe: Recipe, target: Run, shape: Shape, stage: str) -> dict[str, Any]:
+    """One stage: skipped when finished, else run, measured, recorded and summed up in a line."""
+    from raydr.cluster import telemetry
+
+    record = finished(recipe, target, stage)
+    if record:
+        terminal.line(stage, "finished before")
+        return record
+    begin(target, stage)
+    module = importlib.import_module(f"raydr.cluster.{stage}")
+    with telemetry.measured() as usage:
+        summary = module.run(recipe, target) if stage == "ingest" else module.run(recipe, target, shape)
+    failed = summary.get("failed")
+    record = {
+        "identity": identity(recipe, stage),
+        "summary": summary,
+        "seconds": usage.seconds,
+        "peak_bytes": usage.peak_bytes,
+    }
+    spent = target.read_json("logs/stages.json") if target.exists("logs/stages.json") else {}
+    earlier = spent.get(stage, {"seconds": 0.0, "peak_bytes": 0})
+    spent[stage] = {
+        "seconds": earlier["seconds"] + usage.seconds,
+        "peak_bytes": max(earlier["peak_bytes"], usage.peak_bytes),
+    }
+    target.replace_json("logs/stages.json", spent)
+    terminal.line(stage, describe(stage, summary), usage.seconds)
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {summary['trials']} trials failed: run the same command again to redo them"
+        )
+    target.replace_json(f"logs/stage-{stage}.json", record)
+    return record
+
+
+def describe(stage: str, summary: dict[str, Any]) -> str:
+    """The line of result of a stage."""
+    if stage == "ingest":
+        train = summary["counts"].get("train", [])
+        return f"{summary['photographs']} photographs, training counts by grade {'/'.join(map(str, train))}"
+    if stage == "ensemble":
+        scores = [member["balanced_accuracy"] for member in summary["trained"] if "balanced_accuracy" in member]
+        text = ", ".join(f"{score:.2f}" for score in scores)
+        return (
+            f"{summary['members']} graders, held-out balanced accuracy {text}"
+            if text
+            else f"{summary['members']} graders"
+        )
+    if stage == "finetune":
+        names = ", ".join(name.rsplit("-", 1)[0] for name in summary["generators"])
+        return f"{len(summary['generators'])} generators ({names})"
+    if stage == "synthesize":
+        made = summary["images"]
+        inside = sum(row["accepted"] for row in summary["targets"])
+        return f"{made} images, {inside} in the band ({inside / max(1, made):.0%})"
+    return f"{summary['trials']} trials ({summary['run']} run now)"
+
+
+def write_report(target: Run) -> str:
+    """Write report/index.html and results.json, print the table of arms; returns the page's address."""
+    from raydr.cluster import telemetry
+    from raydr.report import page
+
+    if not target.exists("recipe.json"):
+        raise MissingInput(f"There is no run in {target.url}: name the --out of a run, or start one with `raydr run`")
+    with telemetry.measured() as usage:
+        where = page.write(target)
+    spent = target.read_json("logs/stages.json") if target.exists("logs/stages.json") else {}
+    spent["report"] = {"seconds": usage.seconds, "peak_bytes": usage.peak_bytes}
+    target.replace_json("logs/stages.json", spent)
+    show(target.read_json("report/results.json"))
+    terminal.line("report", where, usage.seconds)
+    return where
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the table of arms and the answer, as results.json has them."""
+    rows = []
+    for row in results["table"]:
+        cells = [_cell(row["metrics"][key]) for key in ("balanced_accuracy", "accuracy_at_ddr_priors")]
+        rows.append([row["name"], *cells, *(_cell(value) for value in row["recall"])])
+    if rows:
+        title = "Arms on the test set, % (mean ± standard deviation over seeds)"
+        if results["phantom"]:
+            title += "  [phantom data: tests the software, not the clinic]"
+        columns = ["arm", "balanced acc.", "acc. at DDR priors", *(f"recall {grade}" for grade in range(5))]
+        terminal.table(title, columns, rows)
+    for sentence in [*results["answer"]["sentences"], *results["answer"]["caveats"]]:
+        terminal.note(sentence)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        mean, std = value.get("mean"), value.get("std")
+        if mean is None:
+            return "–"
+        return f"{100 * mean:.1f} ± {100 * std:.1f}" if std is not None else f"{100 * mean:.1f}"
+    return "–" if value is None else f"{100 * value:.1f}"

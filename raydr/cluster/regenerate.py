@@ -1,0 +1,62 @@
+"""Rebuild one sample from its row and say whether the pixels are the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from raydr import schema, shards
+from raydr.errors import MissingInput, UserError
+from raydr.images import decode, encode
+from raydr.record import stored_recipe
+from raydr.storage import Run
+
+# Largest difference of one 8-bit channel that another device or batch shape may make; README states it.
+TOLERANCE = 3
+
+
+def run(target: Run, sample_id: str, to: str) -> str:
+    """Write the image as PNG to `to`; returns "equal", "within tolerance ..." or "different ...".
+
+    Raises UserError for a sample that the run does not hold.
+    """
+    import json
+
+    from raydr.cluster.session import node_cache
+    from raydr.config import Sampler
+    from raydr.diffusion.lora import Fused
+    from raydr.diffusion.model import load_base
+    from raydr.diffusion.sampler import PromptCache, sample_latents
+    from raydr.diffusion.sampler import decode as to_pixels
+
+    recipe = stored_recipe(target)
+    if recipe is None:
+        raise MissingInput(f"There is no run in {target.url}: name the --out of a run (for replicates OUT/replicate-N)")
+    generator_id = sample_id.split("/")[0]
+    table = shards.read(
+        target, f"synthetic/{generator_id}", schema.SYNTHETIC, filter=pc.field("sample_id") == sample_id, required=False
+    )
+    if table.num_rows != 1:
+        raise UserError(f"{target.url} holds no sample {sample_id!r}: take an id from the report or the table")
+    row = table.to_pylist()[0]
+    folder = target.folder(f"generators/{generator_id}", node_cache(target))
+    record = json.loads((folder / "generator.json").read_text())
+    drawn = row["sampler"]
+    sampler = Sampler(
+        name=drawn["name"],
+        steps=drawn["steps"],
+        guidance=drawn["guidance"],
+        batch=drawn["batch"],
+        precision=recipe.synthesize.sampler.precision,
+    )
+    base = load_base(record["base"], sampler.precision, recipe.finetune.revision)
+    Fused(base.unet).switch(folder)
+    latents = sample_latents(base, PromptCache(base), row["prompt"], [row["seed"]], sampler, record["px"])
+    pixels = to_pixels(base, latents, sampler.batch)[0].numpy()
+    Path(to).write_bytes(encode(pixels, "png"))
+    difference = np.abs(pixels.astype(np.int16) - decode(row["image"]))
+    if not difference.any():
+        return "equal"
+    worst = int(difference.max())
+    kind = "within tolerance" if worst <= TOLERANCE else "different"
+    return f"{kind}: largest difference {worst} of 255, mean {difference.mean():.4f} (made on {row['device']})"

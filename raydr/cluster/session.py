@@ -1,0 +1,133 @@
+"""The only place that starts Ray or attaches to it."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raydr import terminal
+from raydr.config import Shape
+from raydr.errors import UserError
+from raydr.identity import fingerprint
+from raydr.storage import Run
+
+NAMESPACE = "raydr"
+
+
+@contextmanager
+def session(shape: Shape) -> Iterator[None]:
+    """Attach to the Ray session that exists (a job's, or `shape.address`), else start one here.
+
+    Only a session that this call started is shut down at its end.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Each is what a person would otherwise scroll past: deprecations, per-operator bars, usage notes.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    address = shape.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "logging_level": logging.ERROR,
+        "log_to_driver": os.environ.get("RAYDR_WORKER_LOGS") == "1",
+    }
+    if address and address != "local":
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError) as error:
+            raise UserError(
+                f"No Ray cluster answers at {address} ({error}): start it, or leave the address out"
+            ) from None
+    else:
+        ray.init(
+            address="local",
+            # Two CPUs at least, or a one-core laptop could never hold a generator and its sink at once.
+            num_cpus=shape.num_cpus or max(2, os.cpu_count() or 2),
+            include_dashboard=shape.dashboard,
+            _temp_dir=os.environ.get("RAYDR_RAY_TEMP"),
+            **options,
+        )
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # One block is one shard: it must never be split by size.
+    context.target_max_block_size = None
+    # A healthy run may wait hours for spot machines; the commit rate is what is watched.
+    context.execution_options.verbose_progress = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpus() -> int:
+    """CPUs of the session, all nodes together."""
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def require_cpus(needed: float, what: str) -> None:
+    """UserError when the session can never hold `what`; an unplaceable pool would hang in silence."""
+    present = ray.cluster_resources().get("CPU", 0)
+    if needed > present:
+        raise UserError(f"{what} needs {needed:g} CPUs and Ray has {present:g}: lower shape.generators or give it more")
+
+
+def node_cache(run: Run) -> Path:
+    """Where this node keeps what it has decoded or downloaded of a run."""
+    if run.local is not None:
+        return run.local / "cache"
+    return Path(tempfile.gettempdir()) / "raydr-cache" / fingerprint(run.url)
+
+
+@ray.remote(num_cpus=0)
+class Meter:
+    """Numbers that workers report and the driver's progress bar reads."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def set(self, **values: Any) -> None:
+        self._values.update(values)
+
+    def read(self) -> dict[str, Any]:
+        return self._values
+
+
+@contextmanager
+def metered(stage: str, total: float, unit: str) -> Iterator[str]:
+    """A progress bar fed by a Meter; yields the name under which workers find it.
+
+    Workers set `done` and `text`, or one `done:{part}` per part, which the bar adds up.
+    """
+    name = f"meter-{stage}-{os.getpid()}"
+    meter = Meter.options(name=name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
+
+    def poll(bar: terminal.Bar) -> None:
+        try:
+            values = ray.get(meter.read.remote(), timeout=5)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            return
+        parts = [value for key, value in values.items() if key.startswith("done:")]
+        bar.to(values.get("done", sum(parts)), values.get("text", ""))
+
+    try:
+        with terminal.bar(stage, total, unit, poll):
+            yield name
+    finally:
+        ray.kill(meter)
+
+
+def report_to(meter: str, **values: Any) -> None:
+    """From a worker: set values on the named meter; nobody waits."""
+    ray.get_actor(meter, namespace=NAMESPACE).set.remote(**values)

@@ -1,0 +1,92 @@
+"""Fingerprints of what a run holds: fields of the recipe that change pixels or weights, and of its inputs.
+
+Quotas, budgets, arms, report options and cluster shape stay outside, so that a run can grow.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raydr.config import Recipe
+from raydr.grades import GRADES
+from raydr.identity import fingerprint, seed_of
+
+# Fields of a stage that only say how much of it is wanted; each entry is dropped from the fingerprint.
+OUTSIDE = {
+    "ingest": ("max_quarantine",),
+    "finetune": ("grades", "kinds", "checkpoint_every", "validate_every", "gradient_checkpointing", "revision"),
+    "synthesize": ("count", "accepted", "max_images", "band", "max_starts"),
+}
+
+
+def inside(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """The stage's configuration without what lies outside its identity."""
+    config = dataclasses.asdict(getattr(recipe, stage))
+    return {name: value for name, value in config.items() if name not in OUTSIDE.get(stage, ())}
+
+
+def phantom_seed(recipe: Recipe, position: int) -> int:
+    """Cohort seed of the phantom set at `position`; disjoint over recipes' seeds, replicates and sets."""
+    assert position < 20, "at most 20 phantom sets"
+    assert recipe.replicate < 50, "at most 50 replicates"
+    return recipe.seed * 1000 + recipe.replicate * 20 + position
+
+
+def phantom_fingerprint(recipe: Recipe, position: int) -> str:
+    part = recipe.ingest.phantoms[position]
+    return fingerprint("phantom", phantom_seed(recipe, position), part, recipe.ingest.px, recipe.ingest.shard_size)
+
+
+def ensemble_id(recipe: Recipe, data: str) -> str:
+    """`data` is the fingerprint of the photographs."""
+    parts = ("ensemble", recipe.ensemble, recipe.fold, recipe.seed, recipe.replicate, data)
+    return f"e-{fingerprint(*parts)[:10]}"
+
+
+@dataclass(frozen=True)
+class Generator:
+    """One generator of a run: its id says kind and grades, its hash what made it."""
+
+    generator_id: str
+    kind: str
+    grades: tuple[int, ...]
+    seed: int
+    # The plain generator whose checkpoint an ECC one branches from; its own id for a plain one.
+    branch_id: str
+
+
+def generators(recipe: Recipe, data: str, base: str, ensemble: str) -> list[Generator]:
+    """The generators that the recipe asks for, plain ones first (ECC branches from them)."""
+    config = recipe.finetune
+    groups: Sequence[tuple[int, ...]] = [tuple(GRADES)] if config.joint else [(grade,) for grade in config.grades]
+    common = {name: value for name, value in inside(recipe, "finetune").items() if not name.startswith("ecc")}
+    common.pop("w_ecc")
+    wanted = []
+    for kind in ("plain", "ecc"):
+        for grades in groups:
+            seed = seed_of("generator", recipe.seed, recipe.replicate, grades)
+            name = "all" if config.joint else f"g{grades[0]}"
+            plain = f"plain-{name}-{fingerprint('plain', common, recipe.fold, seed, data, base)[:8]}"
+            identity = (inside(recipe, "finetune"), plain, ensemble)
+            own = plain if kind == "plain" else f"ecc-{name}-{fingerprint('ecc', *identity)[:8]}"
+            if kind in config.kinds:
+                wanted.append(Generator(own, kind, grades, seed, plain))
+    return wanted
+
+
+def synthetic_fingerprint(recipe: Recipe, generator_id: str, ensemble: str) -> str:
+    return fingerprint("synthetic", generator_id, ensemble, recipe.synthesize.sampler, recipe.synthesize.shard_size)
+
+
+def shard_key(generator_id: str, grade: int, number: int) -> str:
+    return f"synthetic/{generator_id}/g{grade}-{number:06d}.parquet"
+
+
+def sample_id(generator_id: str, grade: int, index: int) -> str:
+    return f"{generator_id}/g{grade}/{index}"
+
+
+def sample_seed(recipe: Recipe, generator_seed: int, grade: int, index: int) -> int:
+    """Noise seed of a sample: equal for plain and ECC generators, so that they are compared on the same noise."""
+    return seed_of("sample", generator_seed, recipe.synthesize.sampler.name, grade, index)

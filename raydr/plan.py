@@ -1,0 +1,68 @@
+"""What each stage of a recipe will do, and how much of it is done: for --dry-run and status, without Ray."""
+
+import math
+from dataclasses import dataclass
+
+from raydr import shards
+from raydr.config import Recipe
+from raydr.record import replicates
+from raydr.storage import Run
+
+
+@dataclass(frozen=True)
+class Row:
+    stage: str
+    work: str
+    done: str
+    cost: str  # measured seconds, or "unmeasured"
+
+
+def describe(recipe: Recipe, target: Run) -> list[Row]:
+    """One row a stage, over all replicates."""
+    parts = [place for _, place in replicates(recipe, target)]
+    num = len(parts)
+    times = f" x {num} replicates" if num > 1 else ""
+
+    def rows_of(prefix: str) -> int:
+        return sum(record.rows for place in parts for record in shards.commits(place, prefix).values())
+
+    def uploads(prefix: str) -> int:
+        return sum(key.endswith("_done.json") for place in parts for key, _ in place.list(prefix))
+
+    def cost(stage: str) -> str:
+        spent = [place.read_json("logs/stages.json").get(stage) for place in parts if place.exists("logs/stages.json")]
+        seconds = sum(item["seconds"] for item in spent if item)
+        return f"{seconds:.0f} s" if seconds else "unmeasured"
+
+    finetune, synthesize, sweep = recipe.finetune, recipe.synthesize, recipe.sweep
+    groups = 1 if finetune.joint else len(finetune.grades)
+    grades = 5 if finetune.joint else 1
+    num_generators = groups * len(finetune.kinds)
+    steps = groups * sum(
+        finetune.steps - (finetune.ecc_start if kind == "ecc" and "plain" in finetune.kinds else 0)
+        for kind in finetune.kinds
+    )
+    images = num_generators * grades * math.ceil(synthesize.count / synthesize.shard_size) * synthesize.shard_size
+    quota = f"{images} images" + (f", then to {synthesize.accepted} in band each" if synthesize.accepted else "")
+    trials = len(sweep.arms) * sweep.num_seeds + len(sweep.map_bands) * len(sweep.map_ratios) * sweep.map_seeds
+    if recipe.ingest.source == "phantom":
+        photographs = f"{sum(sum(part.counts) for part in recipe.ingest.phantoms)} phantoms"
+    else:
+        photographs = f"{recipe.ingest.source} from a path"
+    return [
+        Row("ingest", photographs + times, f"{rows_of('real')}", cost("ingest")),
+        Row("ensemble", f"{len(recipe.ensemble.members)} graders{times}", f"{uploads('graders')}", cost("ensemble")),
+        Row(
+            "finetune",
+            f"{num_generators} generators, {steps} steps{times}",
+            f"{uploads('generators')}",
+            cost("finetune"),
+        ),
+        Row("synthesize", quota + times, f"{rows_of('synthetic')}", cost("synthesize")),
+        Row(
+            "sweep",
+            f"{trials} trials of {sweep.grader.steps} steps{times}",
+            f"{rows_of('trials/results')}",
+            cost("sweep"),
+        ),
+    ]

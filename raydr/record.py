@@ -1,0 +1,43 @@
+"""recipe.json back into a Recipe."""
+
+import dataclasses
+from typing import Any
+
+from raydr.config import Recipe
+from raydr.errors import UserError
+from raydr.storage import Run
+
+
+def stored_recipe(target: Run) -> Recipe | None:
+    """The recipe that a run was begun with, or None."""
+    if not target.exists("recipe.json"):
+        return None
+    return restore(Recipe, target.read_json("recipe.json")["recipe"])
+
+
+def restore(kind: Any, value: Any) -> Any:
+    """A frozen dataclass of this package from its JSON form; UserError where the fields do not fit."""
+    import types
+    import typing
+
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        unknown = set(value) - set(hints)
+        if unknown:
+            raise UserError(f"recipe.json holds fields of another version of raydr ({', '.join(sorted(unknown))})")
+        return kind(**{name: restore(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and isinstance(value, list):
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(restore(arguments[0], item) for item in value)
+        return tuple(restore(one, item) for one, item in zip(arguments, value, strict=True))
+    if origin in (types.UnionType, typing.Union):
+        return value
+    return value
+
+
+def replicates(recipe: Recipe, target: Run) -> list[tuple[Recipe, Run]]:
+    """(recipe, run) of every replicate: OUT itself for one, OUT/replicate-N for several."""
+    if recipe.num_replicates == 1:
+        return [(recipe, target)]
+    return [(recipe.replicate_of(k), target.child(f"replicate-{k}")) for k in range(recipe.num_replicates)]
