@@ -11,20 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from raydr.fundus.duplicates import Pair, find_pairs
-from raydr.fundus.shortcuts import Shortcut, colour_and_border, measure, one_hot, shortcuts_of
+from raydr.fundus.shortcuts import EVALUATION, Shortcut, audited_shortcuts
 from raydr.fundus.splits import groups_of
-from raydr.identity import rng_of
-from raydr.images import decode
 
-# Photographs looked at per data set for border and colour: 3,000 settle a balanced accuracy to about a point.
-MAX_LOOKED_AT = 3000
 # Lost last when duplicates are dropped: evaluation sets first of all stay as published.
 PROTECTION = ("test", "external", "validation", "train", "prior")
-EVALUATION = ("test", "external")
 # What a split is used for: the same picture under two of these is a leak, under train and prior it is none.
 USE = {"train": "training", "prior": "training", "validation": "choosing", "test": "judging", "external": "judging"}
 
@@ -222,37 +216,6 @@ def drops(duplicates: Sequence[Duplicate], columns: Mapping[str, Sequence]) -> t
             other = keeper if image_id != keeper else inside[1]
             found.append(Drop(image_id, other, "conflicting labels" if conflict else "duplicate"))
     return tuple(sorted(found, key=lambda drop: drop.image_id))
-
-
-def audited_shortcuts(
-    columns: Mapping[str, Sequence], image_of: Callable[[int], bytes], on_event: Event
-) -> tuple[Shortcut, ...]:
-    """Shortcuts inside each data set (its trainable graded rows, else all graded ones), and between data sets."""
-    order = sorted(range(len(columns["grade"])), key=lambda index: columns["image_id"][index])
-    graded = [index for index in order if columns["grade"][index] is not None]
-    trainable = [index for index in graded if columns["split"][index] not in EVALUATION]
-    found: list[Shortcut] = []
-    for dataset in sorted({columns["dataset"][index] for index in graded}):
-        inside = [index for index in trainable if columns["dataset"][index] == dataset]
-        inside = inside or [index for index in graded if columns["dataset"][index] == dataset]
-        if len(inside) > MAX_LOOKED_AT:
-            rng = rng_of("audit", dataset)
-            inside = [inside[k] for k in sorted(rng.choice(len(inside), MAX_LOOKED_AT, replace=False))]
-        looks = []
-        for done, index in enumerate(inside, 1):
-            looks.append(colour_and_border(decode(image_of(index))))
-            if done % 200 == 0 or done == len(inside):
-                on_event({"stage": "audit", "what": f"{dataset} pictures", "done": done, "total": len(inside)})
-        colours, borders = np.array([look[0] for look in looks]), np.array([look[1] for look in looks])
-        found += shortcuts_of(
-            dataset, {name: [values[i] for i in inside] for name, values in columns.items()}, colours, borders
-        )
-    names = [columns["dataset"][index] for index in trainable]
-    if len(set(names)) > 1:
-        grades = np.array([columns["grade"][index] for index in trainable])
-        groups = np.unique([columns["group"][index] for index in trainable], return_inverse=True)[1]
-        found += measure("all data sets", "data set", one_hot(names), grades, groups, names)
-    return tuple(found)
 
 
 def audit(

@@ -147,7 +147,6 @@ def test_row_order_changes_nothing(planted) -> None:
     again = audit(real.take(order))
     assert again.leaks == found.leaks
     assert again.duplicates_to_drop == found.duplicates_to_drop
-    assert again.shortcuts == found.shortcuts
 
 
 def test_json_and_page(planted) -> None:
@@ -258,14 +257,17 @@ def test_the_time_stamp_shortcut_of_ddr() -> None:
 
 
 def test_size_and_colour_shortcuts() -> None:
-    """Proliferative eyes from another camera: larger and bluer."""
+    """Proliferative eyes from another camera: larger and bluer. Row order changes nothing; 99 images are too few."""
     rng = np.random.default_rng(2)
     grades = [int(g) for g in rng.integers(0, 5, 400)]
     bluer = np.array(grades) == 4
     colours = rng.uniform((150, 70, 30), (200, 110, 60), (400, 3)) + bluer[:, None] * (0, 0, 60)
     sizes = rng.choice([512, 1024, 2048], (400, 1)) * np.array([1, 1]) + bluer[:, None] * 300
     real = cohort([f"X/{i}" for i in range(400)], grades, colours, sizes)
-    found = {(entry.feature, entry.task): entry.found for entry in audit(real).shortcuts}
+    shortcuts = audit(real).shortcuts
+    assert audit(real.take(rng.permutation(400))).shortcuts == shortcuts
+    assert audit(real.slice(0, 99)).shortcuts == ()
+    found = {(entry.feature, entry.task): entry.found for entry in shortcuts}
     assert found["size", "grade"]
     assert found["mean colour", "grade"]
     assert found["all", "grade"]
