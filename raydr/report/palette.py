@@ -37,12 +37,11 @@ def variables(dark: bool) -> str:
 
 
 def css() -> str:
-    """Both themes: the reader's preference, unless `data-theme` on the root says otherwise."""
+    """Both themes: the reader's preference, unless `data-theme` on the root says otherwise; paper is light."""
     return (
         f":root{{{variables(False)}}}"
-        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{variables(True)}}}}}"
-        f":root[data-theme=dark]{{{variables(True)}}}"
-        f"@media print{{:root,:root[data-theme=dark]{{{variables(False)}}}}}"
+        f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{variables(True)}}}}}"
+        f"@media screen{{:root[data-theme=dark]{{{variables(True)}}}}}"
     )
 
 
