@@ -17,6 +17,7 @@ from raydr.errors import UserError
 from raydr.grades import NUM_GRADES
 from raydr.grading.lanet import LANet
 from raydr.grading.losses import LDAM_SCALE
+from raydr.grading.pixels import affine
 from raydr.grading.weights import read_state_dict
 from raydr.identity import seed_of
 
@@ -51,9 +52,9 @@ class GradingModel(nn.Module):
         super().__init__()
         self.net = net
         self.px = px
-        std = torch.tensor(STD).view(3, 1, 1)
+        std = torch.tensor(STD)
         self.register_buffer("scale", 1 / std)
-        self.register_buffer("bias", -torch.tensor(MEAN).view(3, 1, 1) / std)
+        self.register_buffer("bias", -torch.tensor(MEAN) / std)
         self.register_buffer("shift", torch.zeros(NUM_GRADES))
 
     scale: Tensor
@@ -61,7 +62,7 @@ class GradingModel(nn.Module):
     shift: Tensor
 
     def normalise(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self.bias, images, self.scale)
+        return affine(images, self.scale, self.bias)
 
     def both(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Binary logits (B, 2), None without LANet, and grade logits (B, 5), for training."""
