@@ -30,10 +30,9 @@ def session(shape: Shape) -> Iterator[None]:
         return
     # Each is what a person would otherwise scroll past: deprecations, per-operator bars, usage notes.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     address = shape.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
