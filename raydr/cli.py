@@ -127,7 +127,7 @@ def dispatch(argv: list[str]) -> int:
 
 def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> int:
     """`demo`, `run`, or one stage."""
-    from raydr import config, recipes
+    from raydr import recipes, shapes
     from raydr.storage import Run
 
     if options.command == "ingest" and fields and not fields[0].startswith("-"):
@@ -152,9 +152,9 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
     recipe = override(recipe, options.command, fields, options.help)
     if not out:
         raise UserError("--out is missing: name the run directory, a path or a bucket")
-    if options.shape not in config.SHAPES:
-        raise UserError(f"There is no shape {options.shape!r}: choose one of {', '.join(config.SHAPES)}")
-    shape = config.SHAPES[options.shape]
+    if options.shape not in shapes.SHAPES:
+        raise UserError(f"There is no shape {options.shape!r}: choose one of {', '.join(shapes.SHAPES)}")
+    shape = shapes.SHAPES[options.shape]
     if options.address:
         import dataclasses
 

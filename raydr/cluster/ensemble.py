@@ -15,8 +15,9 @@ import ray
 
 from raydr import lineage, schema, selection, shards
 from raydr.cluster import ingest, session
-from raydr.config import Recipe, Shape
+from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
+from raydr.shapes import Shape
 from raydr.storage import Run
 
 COLUMNS = ["image_id", "dataset", "split", "fold", "patient_id", "grade", "sha256"]

@@ -16,10 +16,11 @@ import ray.train
 
 from raydr import lineage, schema, selection, shards
 from raydr.cluster import ensemble, ingest, session
-from raydr.config import Recipe, Shape
+from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
 from raydr.identity import fingerprint, seed_of
 from raydr.lineage import Generator
+from raydr.shapes import Shape
 from raydr.storage import Run
 
 # -- on the nodes ---------------------------------------------------------------------------------

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from raydr import lineage, terminal
-from raydr.config import Recipe, Shape
+from raydr.config import Recipe
 from raydr.errors import IdentityMismatch, MissingInput
 from raydr.identity import fingerprint
 from raydr.record import replicates
+from raydr.shapes import Shape
 from raydr.storage import Run
 
 STAGES = ("ingest", "ensemble", "finetune", "synthesize", "sweep")

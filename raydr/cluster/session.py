@@ -11,9 +11,9 @@ from typing import Any
 import ray
 
 from raydr import terminal
-from raydr.config import Shape
 from raydr.errors import UserError
 from raydr.identity import fingerprint
+from raydr.shapes import Shape
 from raydr.storage import Run
 
 NAMESPACE = "raydr"

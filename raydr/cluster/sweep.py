@@ -18,9 +18,10 @@ from ray import tune
 
 from raydr import schema, selection, shards
 from raydr.cluster import ensemble, finetune, ingest, session
-from raydr.config import Recipe, Shape
+from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
 from raydr.identity import fingerprint, seed_of
+from raydr.shapes import Shape
 from raydr.storage import Run
 
 SAMPLE_COLUMNS = [

@@ -18,11 +18,12 @@ import ray
 from raydr import lineage, schema, shards
 from raydr.cluster import ensemble, finetune, session
 from raydr.cluster.quota import Quota, Target
-from raydr.config import Recipe, Shape
+from raydr.config import Recipe
 from raydr.errors import BudgetExhausted, MissingInput, UserError
 from raydr.fundus import plausible
 from raydr.identity import fingerprint, sha256
 from raydr.images import encode
+from raydr.shapes import Shape
 from raydr.storage import Run
 
 # What travels from the generator to the sink: raw pixels and scores, one row a sample.
