@@ -9,50 +9,9 @@ outside every fingerprint.
 import dataclasses
 from dataclasses import dataclass, field
 
-from raydr.errors import UserError
+from raydr.errors import require
 from raydr.grades import GRADES
-
-Counts = tuple[int, int, int, int, int]
-
-
-def require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise UserError(sentence)
-
-
-@dataclass(frozen=True)
-class PhantomSet:
-    """One synthetic data set of procedural phantoms (raydr.fundus.phantom)."""
-
-    # Data set name in prompts and image ids; also picks the camera (tint, blur, noise).
-    dataset: str = "DDR"
-    # train, validation, test, prior, external, or fresh (more of the same source, for the ceiling arm).
-    split: str = "train"
-    # Photographs per grade 0-4.
-    counts: Counts = (870, 82, 620, 26, 121)
-
-
-@dataclass(frozen=True)
-class Ingest:
-    """Sources -> `real`."""
-
-    # "phantom" renders `phantoms`; anything else names a reader (ddr, eyepacs, ...) used with PATH.
-    source: str = "phantom"
-    # Side of the stored square photograph, px. The paper stores 1024.
-    px: int = 64
-    # Data sets rendered when source = "phantom".
-    phantoms: tuple[PhantomSet, ...] = ()
-    # Fundus crop: "circle" fits the field of view, "paper" is the published rule.
-    crop: str = "circle"
-    # Share of unusable source rows above which ingest fails, 0-1.
-    max_quarantine: float = 0.02
-    # Photographs a shard: one Ray task, one Parquet row group.
-    shard_size: int = 64
-
-    def __post_init__(self) -> None:
-        require(self.px >= 32, f"ingest.px must be at least 32, not {self.px}")
-        require(0 <= self.max_quarantine <= 1, "ingest.max_quarantine is a share between 0 and 1")
-        require(self.crop in ("circle", "paper"), f"ingest.crop is 'circle' or 'paper', not {self.crop!r}")
+from raydr.sources import Ingest
 
 
 @dataclass(frozen=True)
@@ -78,7 +37,8 @@ class Grader:
     optimizer: str = "adamw"
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
-    # ce, inverse_frequency, class_balanced, focal, ldam, ldam_drw, balanced_softmax, logit_adjustment
+    # ce, inverse_frequency, class_balanced, focal, ldam, ldam_drw, balanced_softmax, logit_adjustment,
+    # logit_adjustment_post (plain ce, logits corrected when predicting); all but ce and focal need sampler "instance".
     loss: str = "ce"
     # The loss's own parameter: focal gamma, class-balanced beta, logit-adjustment tau; 0 = its default.
     loss_parameter: float = 0.0

@@ -27,3 +27,9 @@ class LeakageError(UserError):
 
 class BudgetExhausted(RuntimeError):
     """The budget ended before the quota was met, or too many rows were quarantined: exit code 1."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """UserError with `sentence` unless `condition` holds; for the checks of configurations."""
+    if not condition:
+        raise UserError(sentence)

@@ -7,15 +7,14 @@ from raydr.config import (
     Ensemble,
     Finetune,
     Grader,
-    Ingest,
     Member,
-    PhantomSet,
     Recipe,
     Sampler,
     Sweep,
     Synthesize,
 )
 from raydr.errors import UserError
+from raydr.sources import Ingest, PhantomSet
 
 
 def demo() -> Recipe:
