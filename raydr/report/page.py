@@ -50,7 +50,13 @@ def render(run: Run, recipe: dict[str, Any], live: bool = False) -> tuple[str, d
     template = environment().get_template("index.html")
     text = json.dumps(results["recipe"], indent=2)
     return template.render(
-        r=results, pictures=shown, out=address(run), live=live, recipe_text=text, curves=_curves(results), **_words()
+        r=results,
+        pictures=shown,
+        out=address(run),
+        live=live,
+        recipe_text=text,
+        curves=training_curves(results),
+        **_words(),
     ), results
 
 
@@ -79,7 +85,7 @@ def environment() -> jinja2.Environment:
     return found
 
 
-def _curves(results: dict[str, Any]) -> list[dict[str, Any]]:
+def training_curves(results: dict[str, Any]) -> list[dict[str, Any]]:
     """A figure's lines for every term that some generator logged at two steps or more; severe grades dashed."""
     found = []
     for term, name in CURVES.items():
