@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from raydr import metrics, statistics
-from raydr.report.arms import BASELINE, Arm
+from raydr.report.arms import BASELINE, CONTEXT, Arm
 from raydr.report.data import Part
 from raydr.statistics import Bootstrap, Replicate
 
@@ -154,7 +154,7 @@ def all_contrasts(comparer: Comparer, is_primary: Callable[[Arm], bool]) -> list
     for a in comparer.arms.values():
         for b in comparer.arms.values():
             pair = (a.arm, b.arm)
-            if a.context != b.context or a.arm == b.arm or not (b.arm == BASELINE or pair in SECONDARY):
+            if a.arm == b.arm or not comparable(a, b) or not (b.arm == BASELINE or pair in SECONDARY):
                 continue
             row = comparer.contrast(a.name, b.name, "primary" if pair in PRIMARY and is_primary(a) else "secondary")
             if row:
@@ -166,6 +166,13 @@ def all_contrasts(comparer: Comparer, is_primary: Callable[[Arm], bool]) -> list
     for row in rows:
         row["verdict"] = _verdict(row)
     return rows
+
+
+def comparable(a: Arm, b: Arm) -> bool:
+    """Whether two arms differ in nothing but their images; real_only has its own sampler by definition."""
+    sampler = CONTEXT.index("sampler")
+    free = "real_only" in (a.arm, b.arm)
+    return all(x == y or (free and i == sampler) for i, (x, y) in enumerate(zip(a.context, b.context, strict=True)))
 
 
 def _verdict(row: dict[str, Any]) -> str:

@@ -80,6 +80,17 @@ def test_other_losses_are_not_compared():
     assert contrasts.all_contrasts(comparer_of(one), lambda arm: True) == []
 
 
+def test_real_only_is_compared_in_spite_of_its_sampler():
+    one = part(
+        trial("oversampling", 0),
+        trial("real_only", 0, wrong=(0,), sampler="instance"),
+        trial("band", 0, sampler="sqrt"),
+    )
+    rows = contrasts.all_contrasts(comparer_of(one), lambda arm: True)
+    assert [(row["a"], row["b"]) for row in rows] == [("real_only", "oversampling")]
+    assert rows[0]["difference"] == pytest.approx(-0.1)
+
+
 @pytest.mark.parametrize(
     ("difference", "low", "high", "adjusted", "word"),
     [
