@@ -9,6 +9,7 @@ from torch import Tensor
 from raydr import config
 from raydr.errors import UserError
 from raydr.grading.backbones import TORCHVISION, GradingModel, build
+from raydr.grading.ensemble import Meta, save_member
 from raydr.grading.weights import read_state_dict
 
 # Parameters that LANet adds around torchvision's backbone, and their names in the published files.
@@ -97,6 +98,17 @@ def import_checkpoint(
     if strict and not report.complete:
         raise UserError(f"{path} does not fit LANet on {backbone}: {report}")
     return model.eval(), report
+
+
+def import_member(path: str | Path, backbone: str, folder: str | Path, px: int = 512) -> ImportReport:
+    """Write a published checkpoint as an ensemble member of role "score" to `folder`, named after it.
+
+    Its record says "imported": `ensemble.check_leakage` refuses it wherever leakage must be excluded.
+    """
+    model, report = import_checkpoint(path, backbone, px)
+    grader = config.Grader(backbone=backbone, head="lanet", px=px)
+    save_member(folder, model, Meta(Path(folder).name, grader, seed=0, provenance="imported"))
+    return report
 
 
 def _same_but_for_ones(one: Tensor, other: Tensor) -> bool:

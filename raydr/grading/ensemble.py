@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -135,7 +136,11 @@ def load_member(folder: str | Path, device: str | torch.device = "cpu") -> tuple
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise MissingInput(f"no weights beside {folder}/{META}: train the ensemble again")
-    problem = model.load_state_dict(load_file(path), strict=False)
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise DamagedData(f"{path} is no readable safetensors file ({error}): train the grader again") from error
+    problem = model.load_state_dict(state, strict=False)
     if problem.missing_keys or problem.unexpected_keys:
         name = (problem.missing_keys + problem.unexpected_keys)[0]
         raise DamagedData(f"{path} does not hold the weights that its record describes ({name}): train again")

@@ -2,12 +2,13 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
 from raydr.config import Grader
-from raydr.errors import MissingInput, UserError
-from raydr.grading import backbones, checkpoints
+from raydr.errors import LeakageError, MissingInput, UserError
+from raydr.grading import backbones, checkpoints, ensemble
 
 # Published name of the head against torchvision's.
 HEADS = {"vgg16_bn": "classifier.6", "densenet121": "classifier", "inception_v3": "fc", "resnet50": "fc_grad"}
@@ -47,6 +48,20 @@ def test_round_trip(backbone, tmp_path):
     with torch.no_grad():
         assert torch.equal(imported(images), model(images))
     assert imported.net.sigma1.item() == 0.25
+
+
+def test_an_imported_member_judges_but_proves_nothing(tmp_path):
+    model, state = published("resnet50")
+    torch.save({"net": state}, tmp_path / "best.pth")
+    report = checkpoints.import_member(tmp_path / "best.pth", "resnet50", tmp_path / "members" / "hou", px=96)
+    assert report.complete
+    judges = ensemble.Ensemble.load(tmp_path / "members")
+    images = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        expected = model(images).softmax(1).numpy()
+    np.testing.assert_allclose(judges.probabilities(images)[:, 0], expected, atol=1e-6)
+    with pytest.raises(LeakageError, match="'hou' was imported"):
+        ensemble.check_leakage(judges.metas[0], [], "test")
 
 
 def test_old_names_and_shapes(tmp_path):

@@ -143,3 +143,6 @@ def test_unfinished_and_damaged_folders(folder, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((folder / "a" / "model.safetensors").read_bytes())
     with pytest.raises(DamagedData, match="does not hold the weights that its record describes"):
         ensemble.load_member(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((folder / "b" / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(DamagedData, match="no readable safetensors file"):
+        ensemble.load_member(tmp_path)
