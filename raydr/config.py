@@ -51,7 +51,7 @@ class Grader:
     soft_labels: float = 0.0
     # "light" = flips, quarter turns, shifts and colour jitter; "paper" = LANet's; "none" for tests.
     augmentation: str = "light"
-    # "auto" trains in bf16 where the device computes it natively (2.2x on AVX512-BF16 CPUs), else fp32.
+    # "auto" trains in bf16 where the device computes it natively (1.6x on AVX512-BF16 CPUs), else fp32.
     precision: str = "auto"
     # Evaluate on validation every so many steps and keep the best; 0 = last step only.
     evaluate_every: int = 0

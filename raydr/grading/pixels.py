@@ -56,7 +56,7 @@ def _light(images: Tensor, generator: torch.Generator) -> Tensor:
     line = torch.arange(px, device=device)
     index = torch.where(flip[:, :2, None], px - 1 - line, line) + shift[:, :, None]
     row, column = (index.clamp_(0, px - 1) * torch.tensor([[px], [1]], device=device)).to(torch.int32).unbind(dim=1)
-    # A quarter turn reads columns where rows were. One flat index moves whole pixels in one pass: a tenth
+    # A quarter turn reads columns where rows were. One flat index moves whole pixels in one pass: a sixth
     # of the time of indexing image, row and column apart and turning afterwards.
     first, second = torch.where(flip[:, 2:], column, row), torch.where(flip[:, 2:], row, column)
     first = first + px * px * torch.arange(batch, dtype=torch.int32, device=device)[:, None]
