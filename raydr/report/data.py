@@ -58,6 +58,10 @@ class Part:
     # the columns `memorised` (closer to a seen photograph than its shard's threshold) and `usable`.
     samples: pa.Table
     photographs: pa.Table
+    # Trials that the sweep's present plan (trials/plan.json) asks for; None where there is no plan.
+    num_planned: int | None = None
+    # Trials of earlier plans, stored but not shown: looks at the test set that came before.
+    num_superseded: int = 0
 
     def of_test(self, column: str) -> np.ndarray:
         """`column` of `real` for each test photograph, in the order of `sets["test"]`; None where unknown."""
@@ -84,11 +88,16 @@ def _load_part(run: Run, replicate: int) -> Part:
     results = shards.read(run, "trials/results", schema.TRIALS, required=False)
     predictions = shards.read(run, "trials/predictions", schema.PREDICTIONS, required=False)
     sets, verdicts = _split_predictions(run, predictions)
-    trials = [Trial(row, verdicts[row["trial_id"]]) for row in results.to_pylist() if row["trial_id"] in verdicts]
+    found = [Trial(row, verdicts[row["trial_id"]]) for row in results.to_pylist() if row["trial_id"] in verdicts]
+    # After another recipe or more samples the same arm and seed is another trial: only one of them counts.
+    plan = optional_json(run, "trials/plan.json")
+    planned = set(plan["trial_ids"]) if plan else None
+    trials = [trial for trial in found if planned is None or trial.row["trial_id"] in planned]
     trials.sort(key=lambda trial: (trial.row["arm"], trial.row["seed"], trial.row["trial_id"]))
     samples = _judged(run, shards.read(run, "synthetic", schema.SYNTHETIC, SAMPLE_COLUMNS, required=False))
     photographs = shards.read(run, "real", schema.REAL, REAL_COLUMNS, required=False)
-    return Part(run, replicate, sets, trials, samples, photographs)
+    num_planned = None if planned is None else len(planned)
+    return Part(run, replicate, sets, trials, samples, photographs, num_planned, len(found) - len(trials))
 
 
 def _judged(run: Run, samples: pa.Table) -> pa.Table:

@@ -7,7 +7,6 @@ printed. The page is rendered from this value and pictures alone.
 import base64
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,7 @@ def from_parts(run: Run, recipe: dict[str, Any], parts: list[Part]) -> dict[str,
         "bootstrap_draws": options["bootstrap_draws"],
         "band": list(recipe["sweep"]["band"]),
         "ratio": recipe["sweep"]["ratio"],
-        "partial": _partial(recipe, grouped, len(parts)),
+        "partial": _partial(recipe, parts),
         "num_replicates": len(parts),
         "shared_test_images": comparer.shared_images,
         "num_test": _per_grade(parts),
@@ -76,7 +75,7 @@ def from_parts(run: Run, recipe: dict[str, Any], parts: list[Part]) -> dict[str,
         "curves": _curves(parts),
         "members": _members(parts),
         "stages": _stages(run, parts),
-        "audit": arms.discrepancies(parts, by_trial) + _quarantine(parts),
+        "audit": arms.discrepancies(parts, by_trial) + _superseded(parts) + _quarantine(parts),
         "recipe": recipe,
         "versions": saved.get("versions", {}),
         "revision": saved.get("revision"),
@@ -114,15 +113,25 @@ def _as_in_recipe(arm: arms.Arm, recipe: dict[str, Any]) -> bool:
     )
 
 
-def _partial(recipe: dict[str, Any], grouped: list[arms.Arm], num_parts: int) -> bool:
-    """Whether trials that the recipe asks for are still missing (and some are there)."""
-    if not grouped:
+def _partial(recipe: dict[str, Any], parts: list[Part]) -> bool:
+    """Whether some of the trials asked for are there and others are not."""
+    if not any(part.trials for part in parts):
         return False
-    done = {arm.arm: arm for arm in grouped}
-    asked = set(recipe["sweep"]["arms"])
-    seeds = recipe["sweep"]["num_seeds"]
-    short = any(len(by_seed) < seeds for arm in grouped if arm.arm in asked for by_seed in arm.trials)
-    return num_parts < recipe["num_replicates"] or not asked <= set(done) or short
+    arms_asked, seeds = set(recipe["sweep"]["arms"]), recipe["sweep"]["num_seeds"]
+    for part in parts:
+        reported = [trial.row for trial in part.trials if trial.row["purpose"] == "arm"]
+        asked = part.num_planned if part.num_planned is not None else len(arms_asked) * seeds
+        have = len(part.trials) if part.num_planned is not None else len(reported)
+        if have < asked or not arms_asked <= {row["arm"] for row in reported}:
+            return True
+    return len(parts) < recipe["num_replicates"]
+
+
+def _superseded(parts: list[Part]) -> list[str]:
+    count = sum(part.num_superseded for part in parts)
+    if count == 0:
+        return []
+    return [f"Trials of earlier plans, stored and not shown: {count} (earlier looks at these photographs)."]
 
 
 def _per_grade(parts: list[Part]) -> list[int] | None:
@@ -193,7 +202,7 @@ def _num_ids(record: dict[str, Any]) -> int:
 
 def _stages(run: Run, parts: list[Part]) -> dict[str, dict[str, float]]:
     """{stage: seconds, peak_bytes}; of several replicates the sum and the maximum."""
-    runs: Iterable[Run] = [run] if optional_json(run, "logs/stages.json") else [part.run for part in parts]
+    runs = [run, *(part.run for part in parts if part.run != run)]
     stages: dict[str, dict[str, float]] = {}
     for each in runs:
         for name, stage in (optional_json(each, "logs/stages.json") or {}).items():

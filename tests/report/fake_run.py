@@ -67,9 +67,9 @@ def write_run(
     names = ("ingest", "ensemble", "finetune", "synthesize", "sweep")
     seconds = (31.2, 44.0, 138.5, 92.1, 141.7)
     stages = {name: {"seconds": s, "peak_bytes": int(2.5e9)} for name, s in zip(names, seconds, strict=True)}
-    run.replace_json("logs/stages.json", stages)
     for replicate in range(num_replicates):
         child = run if num_replicates == 1 else run.child(f"replicate-{replicate}")
+        child.replace_json("logs/stages.json", stages)
         _write_part(child, replicate, num_seeds, num_test, num_samples, with_synthetic, with_trials, painter or paint)
     return run
 

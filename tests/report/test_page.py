@@ -160,8 +160,30 @@ def test_an_unfinished_sweep_is_called_so(single):
     assert "not finished" in visible(html)
 
 
+def test_trials_of_earlier_plans_are_counted_not_shown(tmp_path):
+    run = fake_run.write_run(tmp_path, num_seeds=2, num_test=4, num_samples=4)
+    ids = shards.read(run, "trials/results", schema.TRIALS)["trial_id"].to_pylist()
+    earlier = [trial_id for trial_id in ids if trial_id.startswith("band-arm") and trial_id.endswith("-1-0")]
+    assert len(earlier) == 1
+    run.replace_json("trials/plan.json", {"trial_ids": sorted(set(ids) - set(earlier))})
+    html, results = page.render(run, fake_run.recipe(num_seeds=2))
+    assert len(results["arms"]["band"]) == 1
+    assert not results["partial"]
+    assert results["audit"] == [
+        "Trials of earlier plans, stored and not shown: 1 (earlier looks at these photographs)."
+    ]
+    assert "earlier looks" in visible(html)
+    run.replace_json("trials/plan.json", {"trial_ids": [*ids, "still-to-come"]})
+    assert page.render(run, fake_run.recipe(num_seeds=2))[1]["partial"]
+
+
 def test_three_replicates(triple):
-    html, results = page.render(*triple)
+    run, recipe = triple
+    run.replace_json("logs/stages.json", {"report": {"seconds": 2.5, "peak_bytes": 7}})
+    html, results = page.render(run, recipe)
+    assert results["stages"]["sweep"]["seconds"] == pytest.approx(3 * 141.7)
+    assert results["stages"]["report"] == {"seconds": 2.5, "peak_bytes": 7}
+    assert not results["partial"]
     assert results["num_replicates"] == 3
     assert not results["shared_test_images"]
     assert results["contrasts"][0]["conditional_on"] is None
