@@ -36,8 +36,7 @@ class Bar:
 
     def to(self, completed: float, text: str = "", total: float | None = None) -> None:
         """Set how many are done; `text` stands behind the bar."""
-        extra = {"total": total} if total is not None else {}
-        self._progress.update(self._task, completed=completed, text=text, **extra)
+        self._progress.update(self._task, completed=completed, total=total, text=text)
 
 
 @contextmanager

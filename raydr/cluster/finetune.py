@@ -6,7 +6,6 @@ finetune.run(recipe, "out")
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import ray.train
 
 from raydr import lineage, schema, selection, shards
 from raydr.cluster import ensemble, ingest, session
+from raydr.cluster.ranks import TorchRanks, latest_checkpoint, report_checkpoint
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
 from raydr.identity import fingerprint, seed_of
@@ -24,35 +24,6 @@ from raydr.shapes import Shape
 from raydr.storage import Run
 
 # -- on the nodes ---------------------------------------------------------------------------------
-
-
-class TorchRanks:
-    """Agreement of Ray Train's workers through torch.distributed; see diffusion.training.Ranks."""
-
-    def __init__(self) -> None:
-        context = ray.train.get_context()
-        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-
-    def sum(self, tensors: Sequence[Any]) -> None:
-        import torch
-        from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
-
-        if self.world_size == 1:
-            return
-        # One call for all adapters: ~130 small tensors would each pay the latency.
-        flat = _flatten_dense_tensors([tensor.float() for tensor in tensors])
-        torch.distributed.all_reduce(flat)
-        for tensor, summed in zip(tensors, _unflatten_dense_tensors(flat, tensors), strict=True):
-            tensor.copy_(summed)
-
-    def gather(self, value: Any) -> list[Any]:
-        import torch
-
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value)
-        return values
 
 
 def prior_rows(real: pa.Table, fold: int | None) -> np.ndarray:
@@ -65,7 +36,7 @@ def photographs(recipe: Recipe, target: Run, base: Any, part: str, ranks: TorchR
     """One role's photographs with their latents, encoded by the first rank and cached in the run."""
     from raydr.diffusion.latents import LatentCache, encode
     from raydr.diffusion.model import base_fingerprint
-    from raydr.diffusion.training import Photographs
+    from raydr.diffusion.state import Photographs
 
     real = shards.read(target, "real", schema.REAL, ensemble.COLUMNS)
     table = real.take(prior_rows(real, recipe.fold) if part == "prior" else selection.part_of(real, part, recipe.fold))
@@ -88,7 +59,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     import torch
 
     from raydr.diffusion.model import load_base
-    from raydr.diffusion.training import Spec, State, Trainer
+    from raydr.diffusion.state import Spec, State
+    from raydr.diffusion.training import Trainer
 
     recipe, target, meter = settings["recipe"], Run(settings["url"]), settings["meter"]
     wanted: list[Generator] = settings["generators"]
@@ -100,7 +72,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     judges = None
     if any(generator.kind == "ecc" for generator in wanted):
         judges = ensemble.load(recipe, target, settings["ensemble_id"], "score", device).probabilities
-    resumed = _latest_checkpoint()
+    resumed = latest_checkpoint()
     for number, generator in enumerate(wanted):
         prefix = f"generators/{generator.generator_id}"
         if target.uploaded(prefix):
@@ -126,7 +98,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             trainer.restore(State.from_bytes(target.read(branch)))
 
         def checkpoint(state: State, generator: Generator = generator) -> None:
-            _report_checkpoint(ranks, generator.generator_id, state.to_bytes(), {"step": state.step})
+            report_checkpoint(ranks, generator.generator_id, state.to_bytes(), {"step": state.step})
 
         if trainer.step < config.ecc_start < config.steps:
             trainer.run(config.ecc_start, checkpoint)
@@ -139,24 +111,6 @@ def train_loop(settings: dict[str, Any]) -> None:
         if writer:
             writer.close()
         ranks.gather(None)
-
-
-def _latest_checkpoint() -> dict[str, bytes]:
-    """{generator id: state} of Ray Train's latest checkpoint; empty on a first start."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return {}
-    with checkpoint.as_directory() as folder:
-        return {path.stem: path.read_bytes() for path in Path(folder).glob("*.pt")}
-
-
-def _report_checkpoint(ranks: TorchRanks, generator_id: str, state: bytes, metrics: dict[str, Any]) -> None:
-    if ranks.rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / f"{generator_id}.pt").write_bytes(state)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def _writer(target: Run, generator_id: str) -> Any:
@@ -287,7 +241,10 @@ def fit(recipe: Recipe, target: Run, shape: Shape, settings: dict[str, Any]) -> 
         run_config=RunConfig(
             name=f"finetune-{seed_of(names) % 10**8:08d}",
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=shape.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(
+                max_failures=shape.max_failures,
+                controller_failure_limit=3,  # type: ignore[call-arg]  # ray.train replaces the class it inherits
+            ),
         ),
     )
     try:

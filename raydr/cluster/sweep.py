@@ -77,7 +77,7 @@ def run_trial(config: dict[str, Any], url: str, recipe: Recipe, meter: str, num_
         trial.arm,
         np.array(trial.extra),
         np.array(trial.asked),
-        tuple(trial.band),
+        (trial.band[0], trial.band[1]),
         real,
         samples,
         good,

@@ -76,7 +76,7 @@ class Generate:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         quota = ray.get_actor(self._quota_name, namespace=session.NAMESPACE)
-        lease = ray.get(quota.lease.remote(int(batch["id"][0]), self._node))
+        lease: Any = ray.get(quota.lease.remote(int(batch["id"][0]), self._node))
         return RAW.empty_table() if lease is None else self.make(lease)
 
     def make(self, lease: dict[str, Any]) -> pa.Table:
@@ -278,7 +278,7 @@ def _stream(
             num_gpus=shape.generator_gpus or None,
         )
         .map_batches(
-            commit_shard,
+            commit_shard,  # type: ignore[arg-type]  # takes a pyarrow table, by batch_format
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,

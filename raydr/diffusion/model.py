@@ -22,9 +22,9 @@ class Base:
     """The parts of a latent diffusion model. All frozen until a caller says otherwise."""
 
     tokenizer: Any
-    text_encoder: torch.nn.Module
-    vae: torch.nn.Module
-    unet: torch.nn.Module
+    text_encoder: Any  # CLIPTextModel
+    vae: Any  # AutoencoderKL
+    unet: Any  # UNet2DConditionModel
     scheduler: Any  # as shipped with the base; its config holds betas and the prediction type
 
     @property
@@ -110,7 +110,8 @@ def load_base(base: str, precision: str = "fp32", revision: str | None = None, d
             f"The base model could not be loaded from {where} ({str(error).splitlines()[0]}): name a folder in "
             "diffusers layout with safetensors weights, or a hub id while online"
         ) from error
-    scheduler = (PNDMScheduler if config.get("_class_name") == "PNDMScheduler" else DDPMScheduler).from_config(config)
+    make: Any = PNDMScheduler if config.get("_class_name") == "PNDMScheduler" else DDPMScheduler
+    scheduler = make.from_config(config)
     for part in (text_encoder, vae, unet):
         part.requires_grad_(False)
         part.eval()

@@ -1,0 +1,142 @@
+"""The whole pipeline on the debug recipe, through the command line: finish, resume, refuse, rebuild."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from raydr import cli, recipes, schema, shards
+from raydr.images import decode
+from raydr.storage import Run
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def content(out, table, columns):
+    rows = shards.read(Run(str(out)), table, columns)
+    return rows.to_pylist()
+
+
+def test_every_stage_left_what_the_recipe_asks_for(finished_run):
+    recipe, run = recipes.named("debug"), Run(str(finished_run))
+    real = shards.read(run, "real", schema.REAL)
+    assert real.num_rows == sum(sum(part.counts) for part in recipe.ingest.phantoms)
+    assert len(set(real["image_id"].to_pylist())) == real.num_rows
+    synthetic = shards.read(run, "synthetic", schema.SYNTHETIC)
+    assert synthetic.num_rows == 4 * 8  # 2 grades x 2 kinds x 8 images
+    assert len(set(synthetic["sample_id"].to_pylist())) == 32
+    assert set(synthetic["kind"].to_pylist()) == {"plain", "ecc"}
+    probabilities = np.array(synthetic["probabilities"].to_pylist())
+    assert probabilities.shape == (32, 3, 5)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    grades = np.array(synthetic["grade"].to_pylist())
+    expected = probabilities[np.arange(32), :, grades].mean(1)
+    np.testing.assert_allclose(synthetic["score"].to_numpy(), expected, atol=1e-6)
+    trials = shards.read(run, "trials/results", schema.TRIALS).to_pylist()
+    arms = [row for row in trials if row["purpose"] == "arm"]
+    assert sorted({row["arm"] for row in arms}) == sorted(recipe.sweep.arms)
+    assert len(arms) == len(recipe.sweep.arms) * recipe.sweep.num_seeds
+    assert {row["steps"] for row in trials} == {recipe.sweep.grader.steps}
+
+
+def test_plain_and_ecc_are_sampled_from_the_same_noise_but_differ(finished_run):
+    rows = shards.read(Run(str(finished_run)), "synthetic", schema.SYNTHETIC).to_pylist()
+    by = {(row["kind"], row["grade"], row["index"]): row for row in rows}
+    for grade in (1, 3):
+        for index in range(8):
+            plain, ecc = by["plain", grade, index], by["ecc", grade, index]
+            assert plain["seed"] == ecc["seed"]
+            assert plain["generator_id"] != ecc["generator_id"]
+    assert len({row["seed"] for row in rows}) == 16
+
+
+def test_results_json_is_recomputed_from_the_stored_predictions(finished_run):
+    results = json.loads((finished_run / "report" / "results.json").read_text())
+    predictions = shards.read(Run(str(finished_run)), "trials/predictions", schema.PREDICTIONS).to_pylist()
+    for trials in results["arms"].values():
+        for trial_id, numbers in trials.items():
+            rows = [row for row in predictions if row["trial_id"] == trial_id and row["split"] == "test"]
+            recalls = [
+                np.mean([row["prediction"] == grade for row in rows if row["grade"] == grade]) for grade in range(5)
+            ]
+            assert numbers["balanced_accuracy"] == pytest.approx(np.mean(recalls), abs=1e-9)
+    assert set(results["stages"]) >= {"ingest", "ensemble", "finetune", "synthesize", "sweep"}
+    assert all(stage["seconds"] > 0 and stage["peak_bytes"] > 0 for stage in results["stages"].values())
+
+
+def test_the_same_command_again_skips_every_stage_without_ray(finished_run, capsys):
+    started = time.perf_counter()
+    assert cli.main(["run", "--out", str(finished_run)]) == 0
+    assert time.perf_counter() - started < 30
+    assert capsys.readouterr().out.count("finished before") == 5
+
+
+def test_each_generator_is_a_lora_in_diffusers_layout(finished_run):
+    folders = [path for path in (finished_run / "generators").iterdir() if path.is_dir()]
+    assert len(folders) == 4
+    for folder in folders:
+        assert (folder / "pytorch_lora_weights.safetensors").is_file()
+        record = json.loads((folder / "generator.json").read_text())
+        assert record["steps"] == 4
+        assert np.isfinite(record["loss"]["loss"])
+
+
+def test_a_sample_is_rebuilt_with_equal_pixels(finished_run, tmp_path, capsys):
+    row = shards.read(Run(str(finished_run)), "synthetic", schema.SYNTHETIC).to_pylist()[5]
+    file = tmp_path / "again.png"
+    assert cli.main(["regenerate", str(finished_run), row["sample_id"], "--to", str(file)]) == 0
+    assert "equal" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), decode(row["image"]))
+
+
+def test_another_guidance_is_refused_with_both_values(finished_run, capsys):
+    before = {path: path.read_bytes() for path in finished_run.rglob("*.parquet")}
+    code = cli.main(["synthesize", "--out", str(finished_run), "--sampler.guidance", "3.5"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert code == 2
+    assert "synthesize.sampler" in said
+    assert "3.5" in said
+    assert "2.0" in said
+    assert {path: path.read_bytes() for path in finished_run.rglob("*.parquet")} == before
+
+
+def test_a_damaged_shard_is_found_dropped_and_made_again_with_the_same_pixels(finished_run, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(finished_run, out)
+    victim = sorted((out / "synthetic").rglob("*.parquet"))[0]
+    before = pq.read_table(victim, columns=["sample_id", "sha256", "score"]).to_pylist()
+    victim.write_bytes(victim.read_bytes()[:-200])
+    assert cli.main(["verify", str(out)]) == 1
+    assert cli.main(["repair", str(out)]) == 0
+    assert not victim.exists()
+    assert cli.main(["synthesize", "--out", str(out)]) == 0
+    assert pq.read_table(victim, columns=["sample_id", "sha256", "score"]).to_pylist() == before
+    assert cli.main(["verify", str(out)]) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_tables(finished_run, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "raydr", "run", "--recipe", "debug", "--out", str(out)]
+    for seconds in (14, 35, 60):
+        process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"RAYDR_RAY_TEMP": ""})
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert cli.main(["run", "--recipe", "debug", "--out", str(out)]) == 0
+    for table, columns, names in (
+        ("real", schema.REAL, ["image_id", "sha256"]),
+        ("synthetic", schema.SYNTHETIC, ["sample_id", "sha256", "score"]),
+        ("trials/predictions", schema.PREDICTIONS, ["trial_id", "image_id", "prediction"]),
+    ):
+        ours = shards.read(Run(str(out)), table, columns, names).to_pylist()
+        theirs = shards.read(Run(str(finished_run)), table, columns, names).to_pylist()
+        assert ours == theirs, table
