@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from raydr import terminal
@@ -63,6 +64,15 @@ def parser() -> argparse.ArgumentParser:
         plain = command(name, help)
         plain.add_argument("-h", "--help", action="help", help="show this and exit")
         plain.add_argument("out", metavar="OUT", help="run directory")
+        if name == "report":
+            plain.add_argument(
+                "--figures", metavar="DIR", help="also write figures (SVG, PDF, PNG) and tables (CSV, LaTeX)"
+            )
+    live = command("watch", "serve the report of OUT live, on this machine only unless told otherwise")
+    live.add_argument("-h", "--help", action="help", help="show this and exit")
+    live.add_argument("out", metavar="OUT", help="run directory")
+    live.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
+    live.add_argument("--port", type=int, default=8266, help="port (default: 8266)")
     again = command("regenerate", "rebuild one sample from its row and compare the pixels")
     again.add_argument("-h", "--help", action="help", help="show this and exit")
     again.add_argument("out", metavar="OUT", help="run directory")
@@ -116,6 +126,7 @@ def dispatch(argv: list[str]) -> int:
         raise UserError(f"raydr {options.command} does not know {fields[0]!r}: see `raydr {options.command} --help`")
     commands: dict[str, Callable[[Any], int]] = {
         "report": report,
+        "watch": watch,
         "status": status,
         "verify": verify,
         "repair": repair,
@@ -183,7 +194,8 @@ def override(recipe: Any, command: str, fields: list[str], show_help: bool = Fal
         return tyro.cli(type(recipe), default=recipe, args=arguments, **options)
     # A stage's command also takes the run-wide fields that are part of every stage's identity.
     whole = {"--seed", "--fold", "--num-replicates"}
-    mine, wide = [], []
+    mine: list[str] = []
+    wide: list[str] = []
     for k, item in enumerate(arguments):
         (wide if item in whole or (k and arguments[k - 1] in whole) else mine).append(item)
     if wide:
@@ -210,6 +222,19 @@ def report(options: Any) -> int:
     from raydr.storage import Run
 
     pipeline.write_report(Run(options.out))
+    if options.figures:
+        from raydr.report import export
+
+        paths = export.write(Run(options.out), Path(options.figures))
+        terminal.line("figures", f"{len(paths)} files in {options.figures}")
+    return 0
+
+
+def watch(options: Any) -> int:
+    from raydr.report import server
+    from raydr.storage import Run
+
+    server.serve(Run(options.out), host=options.host, port=options.port, on_start=terminal.note)
     return 0
 
 
@@ -273,8 +298,6 @@ def regenerate(options: Any) -> int:
 
 
 def base(options: Any) -> int:
-    from pathlib import Path
-
     from raydr.diffusion.base import BaseConfig, build
 
     config = BaseConfig(vae_steps=options.vae_steps, unet_steps=options.unet_steps)
