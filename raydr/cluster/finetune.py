@@ -18,7 +18,7 @@ from raydr.cluster import ensemble, ingest, session
 from raydr.cluster.ranks import TorchRanks, latest_checkpoint, report_checkpoint
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
-from raydr.identity import fingerprint, seed_of
+from raydr.identity import fingerprint
 from raydr.lineage import Generator
 from raydr.shapes import Shape
 from raydr.storage import Run
@@ -210,6 +210,8 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
         settings = {
             "recipe": recipe,
             "url": target.url,
+            # Of all generators, not of those left: a resumed run finds its checkpoints by this name.
+            "name": f"finetune-{fingerprint(result['generators'])[:8]}",
             "generators": todo,
             "first": first,
             "ensemble_id": ensemble_id,
@@ -228,7 +230,6 @@ def fit(recipe: Recipe, target: Run, shape: Shape, settings: dict[str, Any]) -> 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    names = [generator.generator_id for generator in settings["generators"]]
     storage = f"{target.url}/_ray/finetune"
     trainer = TorchTrainer(
         train_loop,
@@ -239,7 +240,7 @@ def fit(recipe: Recipe, target: Run, shape: Shape, settings: dict[str, Any]) -> 
             resources_per_worker={"CPU": 1, **({"GPU": shape.train_gpus} if shape.train_gpus else {})},
         ),
         run_config=RunConfig(
-            name=f"finetune-{seed_of(names) % 10**8:08d}",
+            name=settings["name"],
             storage_path=storage,
             failure_config=FailureConfig(
                 max_failures=shape.max_failures,
