@@ -165,6 +165,11 @@ class Finetune:
         )
         require(0 < self.ecc_keep <= self.ecc_batch, "finetune.ecc_keep must lie in 1..ecc_batch")
         require(self.precision in ("fp32", "bf16"), f"finetune.precision is fp32 or bf16, not {self.precision!r}")
+        # AdamW steps of 1e-5 vanish in bf16 weights; an adapter is kept in fp32 of its own.
+        require(not self.full or self.precision == "fp32", "finetune.full updates fp32 weights: set precision fp32")
+        counted = ("batch_pairs", "accumulation", "rank", "ecc_every", "ecc_calls", "ecc_steps")
+        for name in counted:
+            require(getattr(self, name) >= 1, f"finetune.{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -266,7 +271,9 @@ class Recipe:
     report: Report = field(default_factory=Report)
 
     def __post_init__(self) -> None:
-        require(self.num_replicates >= 1, "num_replicates must be at least 1")
+        # Each replicate has 20 cohort seeds of its own, one a phantom set, and each recipe's seed 1,000.
+        require(1 <= self.num_replicates <= 50, f"num_replicates must lie in 1..50, not {self.num_replicates}")
+        require(len(self.ingest.phantoms) <= 20, "ingest.phantoms holds more than 20 sets")
         # Cohort seeds are seed * 1000 + ...; from 900,000 on they belong to the built-in base.
         require(
             0 <= self.seed < 900, f"seed must lie in 0..899, not {self.seed}: higher ones belong to the base's phantoms"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from raydr.errors import require
 
 Counts = tuple[int, int, int, int, int]
+SPLITS = ("train", "validation", "test", "prior", "external", "fresh")
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,10 @@ class PhantomSet:
     split: str = "train"
     # Photographs per grade 0-4.
     counts: Counts = (870, 82, 620, 26, 121)
+
+    def __post_init__(self) -> None:
+        require(self.split in SPLITS, f"a phantom set's split is one of {', '.join(SPLITS)}, not {self.split!r}")
+        require(min(self.counts) >= 0, f"a phantom set's counts must not be negative: {self.counts}")
 
 
 @dataclass(frozen=True)
@@ -39,4 +44,5 @@ class Ingest:
     def __post_init__(self) -> None:
         require(self.px >= 32, f"ingest.px must be at least 32, not {self.px}")
         require(0 <= self.max_quarantine <= 1, "ingest.max_quarantine is a share between 0 and 1")
+        require(self.shard_size >= 1, f"ingest.shard_size must be at least 1, not {self.shard_size}")
         require(self.crop in ("circle", "paper"), f"ingest.crop is 'circle' or 'paper', not {self.crop!r}")

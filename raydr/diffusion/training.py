@@ -6,10 +6,10 @@ one, and more ranks learn the same thing up to the order of float sums. Gradient
 by `Ranks.sum`, which for adapters of ~50,000 weights costs nothing.
 """
 
-import io
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,83 +17,15 @@ from torch import Tensor
 
 from raydr.config import Finetune, Sampler
 from raydr.diffusion import ecc, lora, losses
-from raydr.diffusion.latents import LatentCache
 from raydr.diffusion.model import PRECISIONS, Base, from_uint8
 from raydr.diffusion.sampler import PromptCache, decode, sample_latents
+from raydr.diffusion.state import Alone, Photographs, Ranks, Spec, State
 from raydr.errors import UserError
 from raydr.identity import rng_of, seed_of
 from raydr.prompts import instance_prompt, prior_prompt
 
 # Held-out photographs and timesteps of the validation loss: 16 x 4 terms, standard error ~2 %.
 NUM_VALIDATION, VALIDATION_TIMESTEPS = 16, (100, 300, 500, 700)
-
-
-class Ranks(Protocol):
-    """How the workers of one run agree; `Alone` for one process, torch.distributed behind Ray Train."""
-
-    rank: int
-    world_size: int
-
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Sum each tensor over all ranks, in place."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's `value`, in rank order, on every rank."""
-
-
-class Alone:
-    rank, world_size = 0, 1
-
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        return None
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """One role's training images: ids, grades (-1 = none), data sets and latents, row by row."""
-
-    image_ids: tuple[str, ...]
-    grades: np.ndarray
-    datasets: tuple[str, ...]
-    latents: LatentCache
-
-    def of_grades(self, grades: Sequence[int]) -> np.ndarray:
-        return np.flatnonzero(np.isin(self.grades, grades))
-
-
-@dataclass
-class State:
-    """All that a resumed run needs; `pool` holds the accepted candidates' latents and grades."""
-
-    step: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    pool: Tensor | None = None
-    pool_grades: list[int] = field(default_factory=list)
-    pool_step: int = -1
-
-    def to_bytes(self) -> bytes:
-        buffer = io.BytesIO()
-        torch.save(self.__dict__, buffer)
-        return buffer.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "State":
-        return cls(**torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One generator to train; `seed` is shared by a plain run and the ECC run that branches from it."""
-
-    generator_id: str
-    kind: str
-    grades: tuple[int, ...]
-    dataset: str
-    seed: int
 
 
 @dataclass
@@ -145,7 +77,9 @@ class Trainer:
     def state(self) -> State:
         weights = dict(self.base.unet.state_dict()) if self.config.full else lora.state(self.base.unet)
         weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-        return State(self.step, weights, self.optimizer.state_dict(), self.pool, self.pool_grades, self.pool_step)
+        # A copy: the optimizer's own moments would go on changing under whoever keeps the state.
+        optimizer = copy.deepcopy(self.optimizer.state_dict())
+        return State(self.step, weights, optimizer, self.pool, list(self.pool_grades), self.pool_step)
 
     def restore(self, state: State) -> None:
         if self.config.full:
@@ -188,7 +122,7 @@ class Trainer:
         total = size * config.accumulation
         totals = (total, total, total if has_pool else 0)
         self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(3)
+        sums = torch.zeros(3, device=self.base.device)
         for start in range(0, total, size):
             mine = list(range(start + self.ranks.rank, start + size, self.ranks.world_size))
             if not mine:
@@ -196,22 +130,25 @@ class Trainer:
             latents, prompts, noise, timesteps = self._batch(mine, has_pool)
             sizes = (len(mine), len(mine), len(mine) if has_pool else 0)
             noisy = self.base.scheduler.add_noise(latents, noise, timesteps)
-            target = losses.prediction_target(self.base.scheduler, latents, noise, timesteps)
+            target = losses.prediction_target(self.base.scheduler, latents, noise, timesteps).to(self.base.device)
             predicted = self._predict(noisy, timesteps, prompts)
-            weight = losses.min_snr_weight(self.base.scheduler, timesteps, config.min_snr) if config.min_snr else None
+            weight = None
+            if config.min_snr:
+                weight = losses.min_snr_weight(self.base.scheduler, timesteps, config.min_snr).to(self.base.device)
             loss, terms = losses.three_terms(predicted, target, sizes, totals, config.w_prior, config.w_ecc, weight)
             loss.backward()
-            sums += torch.stack([term.detach().cpu() for term in terms])
+            sums += torch.stack([term.detach() for term in terms])
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self.ranks.sum([*gradients, sums])
-        if not torch.isfinite(sums).all():
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        # Before the update: weights that are no numbers must never reach a checkpoint.
+        if not torch.isfinite(sums).all() or not torch.isfinite(norm):
             raise UserError(
-                f"The loss of {self.spec.generator_id} is no number at step {self.step + 1}: lower "
+                f"The loss of {self.spec.generator_id} or its gradient is no number at step {self.step + 1}: lower "
                 f"finetune.learning_rate ({config.learning_rate}); the last checkpoint is kept"
             )
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         self.optimizer.step()
         names = ("instance", "prior", "ecc")
         values = {name: float(value) for name, value in zip(names, sums, strict=True)}
