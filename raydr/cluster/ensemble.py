@@ -127,15 +127,20 @@ def load(recipe: Recipe, target: Run, ensemble_id: str, role: str | None = "scor
     return judges
 
 
+def ready(recipe: Recipe, target: Run) -> None:
+    """UserError where no member scores, MissingInput where the photographs are not there."""
+    if not any(member.role == "score" for member in recipe.ensemble.members):
+        raise UserError("ensemble.members holds no member of role 'score': add one")
+    if not shards.completed(target, "real"):
+        raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+
+
 def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str, Any]:
     """Train the members that are not there yet; returns {ensemble_id, members: [...]}."""
     shape = shape or Shape()
     target = out if isinstance(out, Run) else Run(out)
     members = recipe.ensemble.members
-    if not any(member.role == "score" for member in members):
-        raise UserError("ensemble.members holds no member of role 'score': add one")
-    if not shards.completed(target, "real"):
-        raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+    ready(recipe, target)
     ensemble_id = identity(recipe, target)
     prefix = f"graders/{ensemble_id}"
     numbers = [n for n in range(len(members)) if not target.uploaded(f"{prefix}/{member_name(recipe, n)}")]

@@ -184,16 +184,27 @@ def dataset_of(recipe: Recipe, target: Run) -> str:
     return names.pop()
 
 
+def ready(recipe: Recipe, target: Run) -> None:
+    """MissingInput where the photographs, or the ensemble that ECC needs, are not there."""
+    if not shards.completed(target, "real"):
+        raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+    if any(generator.kind == "ecc" for generator in _missing(planned(recipe, target), target)):
+        ensemble.require(recipe, target)
+
+
+def _missing(wanted: list[Generator], target: Run) -> list[Generator]:
+    return [generator for generator in wanted if not target.uploaded(f"generators/{generator.generator_id}")]
+
+
 def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str, Any]:
     """Train the generators that are not there yet; returns {generators: [ids], trained: n}. Resumes."""
     from raydr.diffusion.model import base_fingerprint
 
     shape = shape or Shape()
     target = out if isinstance(out, Run) else Run(out)
-    if not shards.completed(target, "real"):
-        raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+    ready(recipe, target)
     wanted = planned(recipe, target)
-    todo = [generator for generator in wanted if not target.uploaded(f"generators/{generator.generator_id}")]
+    todo = _missing(wanted, target)
     result = {"generators": [generator.generator_id for generator in wanted], "trained": len(todo)}
     if not todo:
         return result

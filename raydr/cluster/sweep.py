@@ -203,17 +203,23 @@ def _trial(
     return Trial(name, purpose, band, ratio, seed, tuple(extra.tolist()), tuple(asked.tolist()))
 
 
+def ready(recipe: Recipe, target: Run) -> None:
+    """MissingInput where the photographs, or samples of a kind that some arm adds, are not there."""
+    if not shards.completed(target, "real"):
+        raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+    done, planned = shards.commits(target, "synthetic"), finetune.planned(recipe, target)
+    for kind in sorted({selection.arm_named(name).source for name in recipe.sweep.arms} & {"plain", "ecc"}):
+        prefixes = tuple(f"synthetic/{generator.generator_id}/" for generator in planned if generator.kind == kind)
+        if not any(key.startswith(prefixes) for key in done):
+            raise MissingInput(f"{target.url} has no {kind} samples of this recipe: run `raydr synthesize` first")
+
+
 def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str, Any]:
     """Run the trials that are not committed yet; returns {trials, run, failed}. Resumes, and grows."""
     shape = shape or Shape()
     target = out if isinstance(out, Run) else Run(out)
-    if not shards.completed(target, "real"):
-        raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+    ready(recipe, target)
     real, samples, good = read_tables(recipe, target)
-    sources = {selection.arm_named(name).source for name in recipe.sweep.arms}
-    for kind in sources & {"plain", "ecc"}:
-        if kind not in samples["kind"].to_pylist():
-            raise MissingInput(f"{target.url} has no {kind} samples of this recipe: run `raydr synthesize` first")
     for part in ("train", "validation", "test"):
         if not len(selection.part_of(real, part, recipe.fold)):
             raise MissingInput(f"{target.url} has no graded photograph in {part}: ingest a data set that has")

@@ -208,6 +208,16 @@ def versions() -> str:
     return f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}"
 
 
+def ready(recipe: Recipe, target: Run) -> None:
+    """MissingInput where photographs, generators or the ensemble are not there."""
+    if not shards.completed(target, "real"):
+        raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+    for generator in finetune.planned(recipe, target):
+        if not target.uploaded(f"generators/{generator.generator_id}"):
+            raise MissingInput(f"{target.url} lacks the generator {generator.generator_id}: run `raydr finetune` first")
+    ensemble.require(recipe, target)
+
+
 def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str, Any]:
     """Generate until every target is met; returns counts and acceptance per generator and grade. Resumes.
 
@@ -216,11 +226,9 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
     shape = shape or Shape()
     target = out if isinstance(out, Run) else Run(out)
     config = recipe.synthesize
+    ready(recipe, target)
     generators = finetune.planned(recipe, target)
-    for generator in generators:
-        if not target.uploaded(f"generators/{generator.generator_id}"):
-            raise MissingInput(f"{target.url} lacks the generator {generator.generator_id}: run `raydr finetune` first")
-    ensemble_id = ensemble.require(recipe, target)
+    ensemble_id = ensemble.identity(recipe, target)
     wanted = targets(recipe, generators)
     done = shards.commits(target, "synthetic")
     for item in wanted:
