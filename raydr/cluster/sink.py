@@ -1,0 +1,91 @@
+"""The end of the synthesis stream: raw pixels and scores -> one committed shard. Runs on the nodes, on little CPU."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from raydr import lineage, schema, shards
+from raydr.cluster import session
+from raydr.config import Recipe
+from raydr.fundus import plausible
+from raydr.identity import sha256
+from raydr.images import encode
+from raydr.storage import Run
+
+# What travels from the generator to the sink: raw pixels and scores, one row a sample.
+RAW = pa.schema(
+    [
+        ("plan", pa.string()),  # the lease as JSON, equal in every row of a shard
+        ("index", pa.int64()),
+        ("seed", pa.uint64()),
+        ("prompt", pa.string()),
+        ("pixels", pa.large_binary()),
+        ("probabilities", pa.list_(pa.list_(pa.float32()))),
+        ("score", pa.float32()),
+        ("nearest_image_id", pa.string()),
+        ("nearest_distance", pa.float32()),
+        ("device", pa.string()),
+        ("seconds", pa.float32()),
+    ]
+)
+
+
+def commit_shard(
+    table: pa.Table, url: str, recipe: Recipe, ensemble_id: str, quota: str, versions: str
+) -> dict[str, list[Any]]:
+    """Encode a shard's images losslessly and commit it; tells the quota what was accepted."""
+    if table.num_rows == 0:
+        return {"rows": [], "accepted": [], "generator_id": [], "grade": []}
+    config, target = recipe.synthesize, Run(url)
+    lease = json.loads(table["plan"][0].as_py())
+    assert len(set(table["plan"].to_pylist())) == 1, "a shard arrived split or merged"
+    assert table.num_rows == config.shard_size, table.num_rows
+    px = math.isqrt(len(table["pixels"][0].as_py()) // 3)
+    pixels = np.stack([np.frombuffer(row, np.uint8).reshape(px, px, 3) for row in table["pixels"].to_pylist()])
+    images = [encode(image) for image in pixels]
+    count, generator_id, grade = table.num_rows, lease["generator_id"], lease["grade"]
+    blank, fundus = plausible.is_blank(pixels), plausible.is_fundus(pixels)
+    sampler = {
+        "name": config.sampler.name,
+        "steps": config.sampler.steps,
+        "guidance": config.sampler.guidance,
+        "batch": config.sampler.batch,
+    }
+    rows = pa.table(
+        {
+            "sample_id": [lineage.sample_id(generator_id, grade, i) for i in table["index"].to_pylist()],
+            "generator_id": [generator_id] * count,
+            "kind": [generator_id.split("-")[0]] * count,
+            "fold": pa.array([recipe.fold] * count, pa.int8()),
+            "grade": pa.array([grade] * count, pa.int8()),
+            "index": table["index"],
+            "seed": table["seed"],
+            "prompt": table["prompt"],
+            "sampler": pa.array([sampler] * count, schema.SAMPLER),
+            "image": pa.array(images, pa.large_binary()),
+            "sha256": [sha256(image) for image in images],
+            "blank": blank,
+            "valid_fundus": fundus,
+            "nearest_image_id": table["nearest_image_id"],
+            "nearest_distance": table["nearest_distance"],
+            "ensemble_id": [ensemble_id] * count,
+            "probabilities": table["probabilities"],
+            "score": table["score"],
+            "device": table["device"],
+            "versions": [versions] * count,
+            "synthetic": [True] * count,
+        }
+    )
+    scores, distances = np.asarray(table["score"]), np.asarray(table["nearest_distance"])
+    low, high = config.band
+    accepted = int((~blank & fundus & (scores >= low) & (scores <= high) & (distances >= lease["threshold"])).sum())
+    extra = {"accepted": accepted, "seconds": float(np.sum(table["seconds"])), "threshold": lease["threshold"]}
+    identity = lineage.synthetic_fingerprint(recipe, generator_id, ensemble_id)
+    shards.commit(target, lease["key"], rows, schema.SYNTHETIC, identity, extra)
+    actor = ray.get_actor(quota, namespace=session.NAMESPACE)
+    ray.get(actor.finish.remote(lease["key"], generator_id, grade, lease["number"], accepted))
+    return {"rows": [count], "accepted": [accepted], "generator_id": [generator_id], "grade": [grade]}
