@@ -160,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
     while True:
         try:
             told = notice(cloud, options.endpoint)
-        except (OSError, ValueError, KeyError) as error:  # a hiccup of the service must not end the watch
+        except (OSError, ValueError, KeyError, TypeError) as error:  # a hiccup of the service must not end the watch
             log(f"no answer from the metadata service: {error}")
             told = None
         if told is not None:
