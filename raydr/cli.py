@@ -6,8 +6,7 @@ Exit codes: 0 complete, 2 a mistake that the user can mend (one sentence), 1 any
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from raydr import terminal
@@ -55,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
         stage.add_argument("--address", help="address of a Ray cluster (default: the job's own, else this machine)")
         stage.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, then stop")
+        if name == "ingest":
+            source_arguments(stage)
     for name, help in (
         ("report", "write OUT/report/index.html and results.json"),
         ("status", "what OUT holds: per stage, per generator and grade; needs no Ray"),
@@ -68,6 +69,10 @@ def parser() -> argparse.ArgumentParser:
             plain.add_argument(
                 "--figures", metavar="DIR", help="also write figures (SVG, PDF, PNG) and tables (CSV, LaTeX)"
             )
+    look = command("audit", "duplicates, leaks, shortcuts and class balance of OUT/real -> report/audit.html; no Ray")
+    look.add_argument("-h", "--help", action="help", help="show this and exit")
+    look.add_argument("out", metavar="OUT", help="run directory")
+    look.add_argument("--strict", action="store_true", help="exit 1 where a picture or a patient is in two splits")
     live = command("watch", "serve the report of OUT live, on this machine only unless told otherwise")
     live.add_argument("-h", "--help", action="help", help="show this and exit")
     live.add_argument("out", metavar="OUT", help="run directory")
@@ -85,6 +90,26 @@ def parser() -> argparse.ArgumentParser:
     base.add_argument("--vae-steps", type=int, default=1200, help="optimisation steps of the VAE (default: 1200)")
     base.add_argument("--unet-steps", type=int, default=2000, help="optimisation steps of the UNet (default: 2000)")
     return main
+
+
+def source_arguments(ingest: argparse.ArgumentParser) -> None:
+    """What `raydr ingest SOURCE PATH` takes beyond a stage's options."""
+    ingest.usage = "raydr ingest [SOURCE PATH] [options] [--FIELD VALUE ...]"
+    ingest.epilog = (
+        "SOURCE is ddr, eyepacs, aptos, idrid, messidor2, deepdrid, fgadr, folder or csv, PATH its folder (or "
+        "s3://, gs://); without them, the recipe's phantoms are drawn. Each call adds one data set to OUT/real."
+    )
+    ingest.add_argument(
+        "--role", choices=["prior", "external"], help="prior: trains generators only; external: test only"
+    )
+    ingest.add_argument("--dataset", help="name of the data set in prompts and ids (default: the published one)")
+    ingest.add_argument("--folds", metavar="LISTS", help="folder of published `name label` lists (default: drawn)")
+    ingest.add_argument("--split-seed", type=int, help="seed of splits and folds (default: the recipe's seed)")
+    ingest.add_argument("--num-folds", type=int, default=5, help="folds that are drawn (default: 5)")
+    ingest.add_argument("--per-grade", type=int, default=33, help="photographs of each grade in a fold (default: 33)")
+    ingest.add_argument(
+        "--drop-duplicates", action="store_true", help="leave out what the audit would; never test rows"
+    )
 
 
 def entry() -> None:
@@ -124,16 +149,9 @@ def dispatch(argv: list[str]) -> int:
         return stage(options, fields, known)
     if fields:
         raise UserError(f"raydr {options.command} does not know {fields[0]!r}: see `raydr {options.command} --help`")
-    commands: dict[str, Callable[[Any], int]] = {
-        "report": report,
-        "watch": watch,
-        "status": status,
-        "verify": verify,
-        "repair": repair,
-        "regenerate": regenerate,
-        "base": base,
-    }
-    return commands[options.command](options)
+    from raydr.commands import COMMANDS
+
+    return COMMANDS[options.command](options)
 
 
 def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> int:
@@ -141,10 +159,8 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
     from raydr import recipes, shapes
     from raydr.storage import Run
 
-    if options.command == "ingest" and fields and not fields[0].startswith("-"):
-        raise UserError(
-            f"raydr ingest takes no source here ({fields[0]!r}): phantom data is the recipe's; name fields with --"
-        )
+    # Sources stand first, before any --field: argparse could not tell a field's value from them.
+    source = [fields.pop(0) for _ in range(2) if options.command == "ingest" and fields and fields[0][:1] != "-"]
     out = options.out or (DEMO_OUT if options.command == "demo" else None)
     recipe = None
     if out and not options.recipe:
@@ -173,10 +189,27 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
     stages = STAGES if options.command in ("run", "demo") else (options.command,)
     if options.dry_run:
         return dry_run(recipe, Run(out), stages)
+    if source and source != ["phantom"]:
+        return add_source(recipe, Run(out), shape, options, source)
     terminal.header(options.command, recipe.name, out)
     from raydr.cluster import pipeline
 
     pipeline.run(recipe, Run(out), shape, stages, report=options.command in ("run", "demo"))
+    return 0
+
+
+def add_source(recipe: Any, target: Any, shape: Any, options: Any, source: list[str]) -> int:
+    """`raydr ingest SOURCE PATH`: photographs from a folder or bucket."""
+    if len(source) < 2:
+        raise UserError(f"raydr ingest {source[0]} lacks the PATH of its photographs: a folder, s3://... or gs://...")
+    from raydr.cluster import pipeline
+    from raydr.cluster.ingest_source import Request
+
+    names = ("role", "dataset", "folds", "split_seed", "num_folds", "per_grade", "drop_duplicates")
+    reader, path = source
+    request = Request(reader, path, **{name: getattr(options, name) for name in names})
+    terminal.header(f"ingest {request.reader}", recipe.name, target.url)
+    pipeline.add_source(recipe, target, request, shape)
     return 0
 
 
@@ -214,100 +247,6 @@ def dry_run(recipe: Any, target: Any, stages: Sequence[str]) -> int:
     terminal.console.print_json(json.dumps(dataclasses.asdict(recipe)))
     rows = [[row.stage, row.work, row.done, row.cost] for row in describe(recipe, target) if row.stage in stages]
     terminal.table("Plan", ["stage", "work", "done", "cost"], rows)
-    return 0
-
-
-def report(options: Any) -> int:
-    from raydr.cluster import pipeline
-    from raydr.storage import Run
-
-    pipeline.write_report(Run(options.out))
-    if options.figures:
-        from raydr.report import export
-
-        paths = export.write(Run(options.out), Path(options.figures))
-        terminal.line("figures", f"{len(paths)} files in {options.figures}")
-    return 0
-
-
-def watch(options: Any) -> int:
-    from raydr.report import server
-    from raydr.storage import Run
-
-    server.serve(Run(options.out), host=options.host, port=options.port, on_start=terminal.note)
-    return 0
-
-
-def status(options: Any) -> int:
-    from raydr.plan import describe
-    from raydr.record import stored_recipe
-    from raydr.report.status import rows
-    from raydr.storage import Run
-
-    target = Run(options.out)
-    recipe = stored_recipe(target)
-    if recipe is None:
-        raise UserError(f"There is no run in {options.out}: name the --out of a run")
-    terminal.header("status", recipe.name, options.out)
-    plan = [[row.stage, row.work, row.done, row.cost] for row in describe(recipe, target)]
-    terminal.table("Stages", ["stage", "work", "done", "cost"], plan)
-    columns = ["generator", "grade", "committed", "in band", "acceptance", "s/image", "quarantined"]
-    terminal.table("Synthetic images", columns, rows(target, recipe.num_replicates))
-    return 0
-
-
-def verify(options: Any) -> int:
-    from raydr import shards
-    from raydr.storage import Run
-
-    target = Run(options.out)
-    with terminal.bar("verify", 1, "shards") as bar:
-        problems = shards.verify(target, progress=lambda done, total: bar.to(done, total=total))
-    for problem in problems:
-        terminal.console.print(f"  {problem.key}: {problem.kind} ({problem.detail})")
-    good = len(shards.commits(target))
-    terminal.line("verify", f"{good} shards committed, {len(problems)} problems")
-    if problems:
-        terminal.note(f"raydr repair {options.out}   drops what is damaged; then run the stage again")
-    return 1 if problems else 0
-
-
-def repair(options: Any) -> int:
-    from raydr import shards
-    from raydr.storage import Run
-
-    target = Run(options.out)
-    redo = shards.repair(target, shards.verify(target))
-    for name in STAGES:  # a stage that lost a shard is no longer finished
-        if any(
-            key.startswith({"ingest": "real", "synthesize": "synthetic", "sweep": "trials"}.get(name, "?"))
-            for key in redo
-        ):
-            target.delete(f"logs/stage-{name}.json")
-    terminal.line("repair", f"{len(redo)} shards to make again: run the stage's command")
-    return 0
-
-
-def regenerate(options: Any) -> int:
-    from raydr.cluster import regenerate as kernel
-    from raydr.storage import Run
-
-    verdict = kernel.run(Run(options.out), options.sample_id, options.to)
-    terminal.line("regenerate", f"{options.to}: {verdict}")
-    return 0 if verdict.startswith("equal") else 1
-
-
-def base(options: Any) -> int:
-    from raydr.diffusion.base import BaseConfig, build
-
-    config = BaseConfig(vae_steps=options.vae_steps, unet_steps=options.unet_steps)
-
-    def on_event(event: dict[str, Any]) -> None:
-        terminal.note(
-            " ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{value}" for key, value in event.items())
-        )
-
-    build(config, Path(options.to), on_event=on_event)
     return 0
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from raydr.config import Recipe
-from raydr.errors import UserError
+from raydr.errors import DamagedData, UserError
 from raydr.storage import Run
 
 
@@ -12,16 +12,25 @@ def stored_recipe(target: Run) -> Recipe | None:
     """The recipe that a run was begun with, or None."""
     if not target.exists("recipe.json"):
         return None
-    return restore(Recipe, target.read_json("recipe.json")["recipe"])
+    record = target.read_json("recipe.json")
+    try:
+        return restore(Recipe, record.get("recipe") if isinstance(record, dict) else record)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise DamagedData(
+            f"recipe.json in {target.url} is no recipe of raydr ({error}): restore it, or use another --out"
+        ) from None
 
 
 def restore(kind: Any, value: Any) -> Any:
     """A frozen dataclass of this package from its JSON form; UserError where the fields do not fit."""
-    import types
     import typing
 
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict):
+            raise TypeError(f"{typing.cast(type, kind).__name__} is stored as {type(value).__name__}")
         unknown = set(value) - set(hints)
         if unknown:
             raise UserError(f"recipe.json holds fields of another version of raydr ({', '.join(sorted(unknown))})")
@@ -31,8 +40,6 @@ def restore(kind: Any, value: Any) -> Any:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(restore(arguments[0], item) for item in value)
         return tuple(restore(one, item) for one, item in zip(arguments, value, strict=True))
-    if origin in (types.UnionType, typing.Union):
-        return value
     return value
 
 

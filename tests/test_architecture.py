@@ -19,6 +19,7 @@ LEVELS = (
     {"jobs"},
     {"__main__"},
     {"cli"},
+    {"commands"},
     {"bench"},
     {"cluster"},
     {"diffusion", "report"},

@@ -1,0 +1,148 @@
+"""What the commands about an existing run do; each takes the parsed options and returns the exit code.
+
+The stages themselves are in `raydr.cluster`; heavy imports stay inside the command that needs them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydr import terminal
+from raydr.errors import UserError
+
+if TYPE_CHECKING:
+    from raydr.config import Recipe
+    from raydr.storage import Run
+
+
+def _stored(out: str) -> "tuple[Recipe, Run]":
+    """The run in `out` and its recipe; UserError where there is none."""
+    from raydr.record import stored_recipe
+    from raydr.storage import Run
+
+    target = Run(out)
+    recipe = stored_recipe(target)
+    if recipe is None:
+        raise UserError(f"There is no run in {target.url}: name the --out of a run, or start one with `raydr run`")
+    return recipe, target
+
+
+def _places(out: str) -> "list[Run]":
+    """Where the tables of the run in `out` lie: itself, or its replicates."""
+    from raydr.record import replicates
+
+    return [place for _, place in replicates(*_stored(out))]
+
+
+def report(options: Any) -> int:
+    from raydr.cluster import pipeline
+    from raydr.storage import Run
+
+    pipeline.write_report(Run(options.out))
+    if options.figures:
+        from raydr.report import export
+
+        paths = export.write(Run(options.out), Path(options.figures))
+        terminal.line("figures", f"{len(paths)} files in {options.figures}")
+    return 0
+
+
+def watch(options: Any) -> int:
+    from raydr.report import server
+    from raydr.storage import Run
+
+    server.serve(Run(options.out), host=options.host, port=options.port, on_start=terminal.note)
+    return 0
+
+
+def status(options: Any) -> int:
+    from raydr.plan import describe
+    from raydr.report.status import rows
+
+    recipe, target = _stored(options.out)
+    terminal.header("status", recipe.name, options.out)
+    plan = [[row.stage, row.work, row.done, row.cost] for row in describe(recipe, target)]
+    terminal.table("Stages", ["stage", "work", "done", "cost"], plan)
+    columns = ["generator", "grade", "committed", "in band", "acceptance", "s/image", "quarantined"]
+    terminal.table("Synthetic images", columns, rows(target, recipe.num_replicates))
+    return 0
+
+
+def verify(options: Any) -> int:
+    from raydr import shards
+
+    places, problems, good = _places(options.out), [], 0
+    for place in places:
+        with terminal.bar("verify", 1, "shards") as bar:
+
+            def progress(done: int, total: int, bar: terminal.Bar = bar) -> None:
+                bar.to(done, total=total)
+
+            found = shards.verify(place, progress=progress)
+        problems += [(place, problem) for problem in found]
+        good += len(shards.commits(place))
+    for place, problem in problems:
+        where = f"{place.url.rsplit('/', 1)[-1]}/" if len(places) > 1 else ""
+        terminal.console.print(f"  {where}{problem.key}: {problem.kind} ({problem.detail})")
+    terminal.line("verify", f"{good} shards committed, {len(problems)} problems")
+    if problems:
+        terminal.note(f"raydr repair {options.out}   drops what is damaged; then run the stage again")
+    return 1 if problems else 0
+
+
+def repair(options: Any) -> int:
+    from raydr import shards
+
+    count = 0
+    for place in _places(options.out):
+        problems = shards.verify(place)
+        for stage, table in {"ingest": "real", "synthesize": "synthetic", "sweep": "trials"}.items():
+            # A stage that loses a shard is no longer finished; said first, or a kill here would hide the loss.
+            if any(f"/{problem.key}".split("/_commits")[-1].startswith(f"/{table}/") for problem in problems):
+                place.delete(f"logs/stage-{stage}.json")
+        count += len(shards.repair(place, problems))
+    terminal.line("repair", f"{count} shards to make again: run the stage's command")
+    return 0
+
+
+def regenerate(options: Any) -> int:
+    from raydr.cluster import regenerate as kernel
+    from raydr.storage import Run
+
+    verdict = kernel.run(Run(options.out), options.sample_id, options.to)
+    terminal.line("regenerate", f"{options.to}: {verdict}")
+    return 0 if verdict.startswith("equal") else 1
+
+
+def base(options: Any) -> int:
+    from raydr.diffusion.base import BaseConfig, build
+
+    config = BaseConfig(vae_steps=options.vae_steps, unet_steps=options.unet_steps)
+
+    def on_event(event: dict[str, Any]) -> None:
+        terminal.note(
+            " ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{value}" for key, value in event.items())
+        )
+
+    build(config, Path(options.to), on_event=on_event)
+    return 0
+
+
+def audit(options: Any) -> int:
+    from raydr.cluster import audit as stage
+
+    found = stage.run(options.out)
+    terminal.line("audit", f"{len(found.leaks)} leaks, {len(found.warnings)} warnings; report/audit.html")
+    return 1 if options.strict and found.leaks else 0
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {
+    "report": report,
+    "audit": audit,
+    "watch": watch,
+    "status": status,
+    "verify": verify,
+    "repair": repair,
+    "regenerate": regenerate,
+    "base": base,
+}
