@@ -65,10 +65,7 @@ def look(base: str, out: Run | None) -> Cluster:
         for node, fact in found.items():
             skew, error = _skew(probes[node])
             resources = living[node]["Resources"]
-            told = {
-                "object_store": int(resources.get("object_store_memory", 0)),
-                "ray_gpus": int(resources.get("GPU", 0)),
-            }
+            store, gpus = int(resources.get("object_store_memory", 0)), int(resources.get("GPU", 0))
             known.append(replace(fact, skew_seconds=skew, skew_error_seconds=error, object_store=store, ray_gpus=gpus))
         storage = _storage({node: probes[node] for node in found}, out) if out else []
         return Cluster(sorted(known, key=lambda fact: fact.host), storage, silent)
