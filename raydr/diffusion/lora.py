@@ -28,15 +28,19 @@ def add(unet: Any, config: Finetune, seed: int) -> list[torch.nn.Parameter]:
     """
     from peft import LoraConfig
 
-    torch.manual_seed(seed)
-    unet.add_adapter(
-        LoraConfig(
-            r=config.rank, lora_alpha=config.alpha, init_lora_weights="gaussian", target_modules=list(config.targets)
-        )
+    names = [f".{name}" for name, _ in unet.named_modules()]
+    for target in config.targets:  # peft passes over a misspelt one as long as another matches
+        if not any(name.endswith(f".{target}") for name in names):
+            raise UserError(
+                f"finetune.targets: {target!r} matches no layer of the base's UNet; attention has to_q, to_k"
+            )
+    adapter = LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, init_lora_weights="gaussian", target_modules=list(config.targets)
     )
+    with torch.random.fork_rng(devices=[]):  # peft draws from the process's generator
+        torch.manual_seed(seed)
+        unet.add_adapter(adapter)
     parameters = [p for p in unet.parameters() if p.requires_grad]
-    if not parameters:
-        raise UserError(f"finetune.targets {config.targets} match no layer of the base's UNet")
     for parameter in parameters:
         parameter.data = parameter.data.float()
     return parameters
@@ -110,24 +114,35 @@ class Fused:
 
     @torch.no_grad()
     def switch(self, folder: Path | None) -> None:
-        """Fuse the LoRA of `folder`, or take its whole UNet where it was fully fine-tuned (None: the plain base)."""
+        """Fuse the LoRA of `folder`, or take its whole UNet where it was fully fine-tuned (None: the plain base).
+
+        Raises UserError for weights of another base, and leaves the UNet as it was.
+        """
         if str(folder) == self.current:
             return
+        values = self._values(folder) if folder is not None else {}
         for name, weight in self._originals.items():
             self._weights[name].copy_(weight)
-        full = folder / FULL if folder is not None else None
-        if full is not None and full.is_file():
-            for key, value in load_file(full).items():
-                self._originals.setdefault(key, self._weights[key].clone())
-                self._weights[key].copy_(value)
-        elif folder is not None:
-            layers, scale = read(folder)
-            for name, (down, up) in layers.items():
-                key = f"{name}.weight"
-                if key not in self._weights or self._weights[key].shape != (up.shape[0], down.shape[1]):
-                    raise UserError(f"The LoRA in {folder} was made for another base: its layer {name} does not fit")
-                weight = self._weights[key]
-                self._originals.setdefault(key, weight.clone())
-                delta = scale * (up.to(weight.device).float() @ down.to(weight.device).float())
-                weight.copy_((self._originals[key].float() + delta).to(weight.dtype))
+        for name, value in values.items():
+            self._originals.setdefault(name, self._weights[name].clone())
+            self._weights[name].copy_(value)
         self.current = str(folder)
+
+    def _values(self, folder: Path) -> dict[str, torch.Tensor]:
+        """The weights that `folder` asks for, under the UNet's names; all is checked before anything is changed."""
+        if (folder / FULL).is_file():
+            values = load_file(folder / FULL)
+        else:
+            layers, scale = read(folder)
+            values = {}
+            for layer, (down, up) in layers.items():
+                name = f"{layer}.weight"
+                weight = self._originals.get(name, self._weights.get(name))
+                if weight is None or weight.shape != (up.shape[0], down.shape[1]):
+                    raise UserError(f"The LoRA in {folder} was made for another base: its layer {layer} does not fit")
+                delta = scale * (up.to(weight.device).float() @ down.to(weight.device).float())
+                values[name] = (weight.float() + delta).to(weight.dtype)
+        for name, value in values.items():
+            if name not in self._weights or self._weights[name].shape != value.shape:
+                raise UserError(f"The UNet in {folder} was made for another base: its weight {name} does not fit")
+        return values
