@@ -78,6 +78,17 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("out", metavar="OUT", help="run directory")
     live.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
     live.add_argument("--port", type=int, default=8266, help="port (default: 8266)")
+    job = command("submit", "send a command to a Ray cluster as a job, once, and follow it")
+    job.usage = "raydr submit COMMAND [--address URL] [--resume] [the command's own options]"
+    job.epilog = "Without --shape a stage takes --shape cluster. The same command again follows the job that runs."
+    job.add_argument("-h", "--help", action="help", help="show this and exit")
+    job.add_argument("job", metavar="COMMAND", help="run, ingest, ensemble, finetune, synthesize, sweep, report, ...")
+    job.add_argument("--address", metavar="URL", help="Ray's Jobs API (default: RAY_ADDRESS, http://127.0.0.1:8265)")
+    job.add_argument("--resume", action="store_true", help="send it again though its last job has ended")
+    doctor = command("doctor", "what is wrong with this machine or a cluster, and what will be slow")
+    doctor.add_argument("-h", "--help", action="help", help="show this and exit")
+    doctor.add_argument("--address", help="auto, HOST:PORT, or the URL of the Jobs API (default: this machine)")
+    doctor.add_argument("--out", help="also try the storage of this run: a path, s3://... or gs://...")
     again = command("regenerate", "rebuild one sample from its row and compare the pixels")
     again.add_argument("-h", "--help", action="help", help="show this and exit")
     again.add_argument("out", metavar="OUT", help="run directory")
@@ -147,6 +158,8 @@ def dispatch(argv: list[str]) -> int:
         return 0
     if options.command in ("run", "demo", *STAGES):
         return stage(options, fields, known)
+    if options.command == "submit":
+        return submit(options, fields, known)
     if fields:
         raise UserError(f"raydr {options.command} does not know {fields[0]!r}: see `raydr {options.command} --help`")
     from raydr.commands import COMMANDS
@@ -196,6 +209,23 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
 
     pipeline.run(recipe, Run(out), shape, stages, report=options.command in ("run", "demo"))
     return 0
+
+
+def submit(options: Any, fields: list[str], known: argparse.ArgumentParser) -> int:
+    """Check a stage's options here, so that a typo costs no upload; then send the command."""
+    if options.job in ("run", "demo", *STAGES):
+        there, changes = known.parse_known_args([options.job, *fields])
+        while changes and changes[0][:1] != "-":  # ingest's SOURCE PATH
+            changes.pop(0)
+        if there.recipe:
+            from raydr import recipes
+
+            override(recipes.named(there.recipe), options.job, changes)
+        if not any(item.split("=")[0] == "--shape" for item in fields):
+            fields = [*fields, "--shape", "cluster"]
+    from raydr.cluster import submit as jobs
+
+    return jobs.run(options.job, fields, options.address, options.resume)
 
 
 def add_source(recipe: Any, target: Any, shape: Any, options: Any, source: list[str]) -> int:

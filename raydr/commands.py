@@ -136,6 +136,18 @@ def audit(options: Any) -> int:
     return 1 if options.strict and found.leaks else 0
 
 
+def doctor(options: Any) -> int:
+    if options.address and options.address.startswith(("http://", "https://")):
+        from raydr.cluster import submit
+
+        # A check is made anew each time it is asked for, unlike a stage.
+        fields = ["--out", options.out] if options.out else []
+        return submit.run("doctor", fields, options.address, resume=True)
+    from raydr.cluster import doctor as stage
+
+    return stage.show(stage.run(options.address, options.out))
+
+
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "report": report,
     "audit": audit,
@@ -145,4 +157,5 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "repair": repair,
     "regenerate": regenerate,
     "base": base,
+    "doctor": doctor,
 }

@@ -29,7 +29,9 @@ from raydr.errors import UserError
 from raydr.identity import fingerprint
 from raydr.storage import Run
 
-COMMANDS = ("run", "demo", "ingest", "ensemble", "finetune", "synthesize", "sweep", "report", "status", "verify")
+STAGES = ("run", "demo", "ingest", "ensemble", "finetune", "synthesize", "sweep")
+# These take OUT without a name.
+ABOUT = ("report", "audit", "status", "verify", "repair")
 ADDRESS = "http://127.0.0.1:8265"
 # A list of what is sent, not of what is not: a forgotten data folder costs minutes, or Ray's limit of 500 MB.
 UPLOADED = ("raydr", "jobs", "pyproject.toml", "README.md", "LICENSE")
@@ -78,8 +80,8 @@ def submission_id(stage: str, argv: Sequence[str]) -> str:
 
     Raises UserError for an unknown command, or an --out that would end with the job's own working folder.
     """
-    if stage not in (*COMMANDS, "doctor"):
-        raise UserError(f"raydr submit does not send {stage!r}: name one of {', '.join(COMMANDS)}")
+    if stage not in (*STAGES, *ABOUT, "doctor"):
+        raise UserError(f"raydr submit does not send {stage!r}: name one of {', '.join((*STAGES, *ABOUT))}")
     options: dict[str, list[str]] = {}
     key = ""
     for item in argv:
@@ -89,7 +91,7 @@ def submission_id(stage: str, argv: Sequence[str]) -> str:
             options[key] = [value] if value else []
         else:
             options.setdefault(key, []).append(item)
-    places = options.get("" if stage in ("report", "status", "verify") else "--out", [])
+    places = options.get("" if stage in ABOUT else "--out", [])
     if not places and stage != "doctor":
         raise UserError("--out is missing: name a bucket (s3://bucket/run), or a path on storage that all nodes share")
     for k, out in enumerate(places):
