@@ -1,11 +1,14 @@
 """Sources -> `real`, as shards that are committed exactly once (Ray Data).
 
-from raydr.cluster import ingest
-ingest.run(recipe, "out")
+    from raydr.cluster import ingest
+    ingest.run(recipe, "out")
+
+Here are the phantoms, and what all sources share; photographs from elsewhere are in ingest_source.py.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +16,12 @@ import pyarrow as pa
 import ray
 
 from raydr import lineage, schema, shards
-from raydr.cluster import session
+from raydr.cluster import session, source_record
 from raydr.config import Recipe
+from raydr.errors import MissingInput, UserError
 from raydr.fundus.phantom import render
 from raydr.fundus.phash import phash
+from raydr.grades import NUM_GRADES
 from raydr.identity import rng_of, sha256
 from raydr.images import encode
 from raydr.storage import Run
@@ -24,9 +29,17 @@ from raydr.storage import Run
 # -- on the nodes ---------------------------------------------------------------------------------
 
 
-def render_shard(batch: dict[str, np.ndarray], url: str, recipe: Recipe) -> dict[str, list[Any]]:
+def shard_task(batch: dict[str, np.ndarray], work: Callable[..., dict[str, Any]], arguments: tuple) -> dict[str, list]:
+    """One shard in one Ray task. A user's mistake comes back as a sentence: Ray would wrap it in its own error."""
+    try:
+        answer = work(json.loads(batch["plan"][0]), *arguments)
+    except UserError as error:
+        answer = {"refused": str(error)}
+    return {"answer": [json.dumps(answer)]}
+
+
+def render_shard(plan: dict[str, Any], url: str, recipe: Recipe) -> dict[str, Any]:
     """Render, encode and commit one shard of phantoms; returns what was committed."""
-    plan = json.loads(batch["plan"][0])
     part = recipe.ingest.phantoms[plan["set"]]
     seed, px = lineage.phantom_seed(recipe, plan["set"]), recipe.ingest.px
     rows = []
@@ -56,7 +69,7 @@ def render_shard(batch: dict[str, np.ndarray], url: str, recipe: Recipe) -> dict
     table = pa.Table.from_pylist(rows, schema=schema.REAL)
     fingerprint = lineage.phantom_fingerprint(recipe, plan["set"])
     record = shards.commit(Run(url), plan["key"], table, schema.REAL, fingerprint)
-    return {"key": [record.key], "rows": [record.rows]}
+    return {"key": record.key, "rows": record.rows}
 
 
 # -- on the driver --------------------------------------------------------------------------------
@@ -78,9 +91,30 @@ def plan_phantoms(recipe: Recipe) -> Iterator[dict[str, Any]]:
             }
 
 
+def map_shards(work: Callable[..., dict[str, Any]], plans: Sequence[Any], *arguments: Any) -> Iterator[dict[str, Any]]:
+    """Answers of `work(plan, *arguments)`, one Ray task and one CPU each, as they come.
+
+    Raises UserError with what a task refused; shards committed until then stay.
+    """
+    source = ray.data.from_items([{"plan": json.dumps(plan)} for plan in plans], override_num_blocks=len(plans))
+    answers = source.map_batches(partial(shard_task, work=work, arguments=arguments), batch_size=1, num_cpus=1)
+    for row in answers.iter_rows():
+        answer = json.loads(row["answer"])
+        if "refused" in answer:
+            raise UserError(answer["refused"])
+        yield answer
+
+
 def run(recipe: Recipe, out: str | Run) -> dict[str, Any]:
-    """Write the phantom sets of `recipe` into `real`; returns counts per split. Resumes."""
+    """Write the phantom sets of `recipe` into `real`; returns counts per split. Resumes.
+
+    A recipe of real photographs gets its counts from what `raydr ingest SOURCE PATH` has put there; MissingInput where
+    that is nothing, or not all of it.
+    """
     target = out if isinstance(out, Run) else Run(out)
+    if recipe.ingest.source != "phantom":
+        ready(recipe, target)
+        return {**counted(target), "rendered": 0}
     plans = list(plan_phantoms(recipe))
     done = shards.commits(target, "real")
     todo = []
@@ -89,19 +123,63 @@ def run(recipe: Recipe, out: str | Run) -> dict[str, Any]:
         todo += [plan] if shards.pending([plan["key"]], fingerprint, done) else []
     total = sum(len(plan["indices"]) for plan in plans)
     if todo:
-        rows = [{"plan": json.dumps(plan)} for plan in todo]
-        source = ray.data.from_items(rows, override_num_blocks=len(rows))
-        committed = source.map_batches(
-            render_shard, batch_size=1, fn_kwargs={"url": target.url, "recipe": recipe}, num_cpus=1
-        )
         finished = total - sum(len(plan["indices"]) for plan in todo)
         with session.metered("ingest", total, "photographs") as meter:
-            for row in committed.iter_rows():
-                finished += row["rows"]
+            for answer in map_shards(render_shard, todo, target.url, recipe):
+                finished += answer["rows"]
                 session.report_to(meter, done=finished)
-    shards.complete(target, "real", [plan["key"] for plan in plans])
+    complete(recipe, target)
     counts = {part.split: list(part.counts) for part in recipe.ingest.phantoms}
     return {"photographs": total, "rendered": sum(len(plan["indices"]) for plan in todo), "counts": counts}
+
+
+def planned(recipe: Recipe, target: Run) -> list[str]:
+    """Keys of every shard that `real` is to hold: the recipe's phantoms and the settled sources."""
+    phantoms = [plan["key"] for plan in plan_phantoms(recipe)] if recipe.ingest.source == "phantom" else []
+    return phantoms + [key for source in source_record.sources(target) for key in source.keys]
+
+
+def complete(recipe: Recipe, target: Run) -> bool:
+    """Write the manifest of `real` if every planned shard is committed; whether it was."""
+    keys, done = planned(recipe, target), shards.commits(target, "real")
+    if not keys or any(key not in done for key in keys):
+        return False
+    shards.complete(target, "real", keys)
+    return True
+
+
+def ready(recipe: Recipe, target: Run) -> None:
+    """MissingInput where the recipe wants photographs from a path and `real` is empty or half filled."""
+    name = recipe.ingest.source
+    if name == "phantom" or shards.completed(target, "real"):
+        return
+    half = unfinished(target)
+    if half:
+        raise MissingInput(
+            f"{target.url} holds {half[0].dataset} in part only: run "
+            f"`raydr ingest {half[0].reader} {half[0].path} --out {target.url}` again, which goes on where it stopped"
+        )
+    raise MissingInput(
+        f"{target.url} holds no photographs yet: run `raydr ingest {name} PATH --recipe {recipe.name} "
+        f"--out {target.url}` first"
+    )
+
+
+def unfinished(target: Run) -> list[source_record.Source]:
+    """Sources that are settled, but not wholly in `real`: an ingest was cut, or a shard repaired away."""
+    done = shards.commits(target, "real")
+    return [source for source in source_record.sources(target) if not done.keys() >= set(source.keys)]
+
+
+def counted(target: Run) -> dict[str, Any]:
+    """{photographs, counts: {split: photographs per grade}} of `real`."""
+    table = shards.read(target, "real", schema.REAL, ["split", "grade"], required=False)
+    counts: dict[str, list[int]] = {}
+    for split, grade in zip(table["split"].to_pylist(), table["grade"].to_pylist(), strict=True):
+        tally = counts.setdefault(split, [0] * NUM_GRADES)
+        if grade is not None:
+            tally[grade] += 1
+    return {"photographs": table.num_rows, "counts": counts}
 
 
 def fingerprint_of(target: Run) -> str:

@@ -7,6 +7,7 @@ A finished stage leaves a record with the fingerprint of its configuration and o
 the same command again skips it without starting Ray. Anything unfinished goes on where it was cut.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import platform
@@ -14,7 +15,7 @@ import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydr import lineage, terminal
 from raydr.config import Recipe
@@ -23,6 +24,10 @@ from raydr.identity import fingerprint
 from raydr.record import replicates
 from raydr.shapes import Shape
 from raydr.storage import Run
+
+if TYPE_CHECKING:
+    from raydr.cluster.ingest_source import Request
+    from raydr.cluster.telemetry import Usage
 
 STAGES = ("ingest", "ensemble", "finetune", "synthesize", "sweep")
 PACKAGES = ("raydr", "ray", "torch", "diffusers", "transformers", "peft", "timm", "numpy", "pyarrow")
@@ -146,14 +151,29 @@ def run(
                 continue
             # What is missing is said before Ray starts: ten seconds sooner, with nothing to clean up.
             first = next(stage for stage in stages if not finished(part, place, stage))
-            if first != "ingest":
-                importlib.import_module(f"raydr.cluster.{first}").ready(part, place)
+            importlib.import_module(f"raydr.cluster.{first}").ready(part, place)
             with session.session(shape):
                 for stage in stages:
                     summaries[stage] = _stage(part, place, shape, stage)
         if report:
             summaries["report"] = write_report(target)
     return summaries
+
+
+def add_source(recipe: Recipe, out: str | Run, request: "Request", shape: Shape | None = None) -> dict[str, Any]:
+    """`raydr ingest READER PATH`: add one source to `real`; returns the stage's record."""
+    from raydr.cluster import ingest_source, session, telemetry
+
+    target = out if isinstance(out, Run) else Run(out)
+    with target.lock("ingest"):
+        open_run(recipe, target)
+        listing = ingest_source.look(recipe, target, request)
+        begin(target, "ingest")
+        # A source that is all there needs no Ray: ten seconds saved.
+        whole = ingest_source.is_whole(target, listing)
+        with contextlib.nullcontext() if whole else session.session(shape or Shape()), telemetry.measured() as usage:
+            summary = ingest_source.add_source(recipe, target, listing)
+        return _keep_record(recipe, target, "ingest", summary, usage, complete=summary["complete"])
 
 
 def _stage(recipe: Recipe, target: Run, shape: Shape, stage: str) -> dict[str, Any]:
@@ -169,6 +189,18 @@ def _stage(recipe: Recipe, target: Run, shape: Shape, stage: str) -> dict[str, A
     with telemetry.measured() as usage:
         summary = module.run(recipe, target) if stage == "ingest" else module.run(recipe, target, shape)
     failed = summary.get("failed")
+    record = _keep_record(recipe, target, stage, summary, usage, complete=not failed)
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {summary['trials']} trials failed: run the same command again to redo them"
+        )
+    return record
+
+
+def _keep_record(
+    recipe: Recipe, target: Run, stage: str, summary: dict[str, Any], usage: "Usage", complete: bool
+) -> dict[str, Any]:
+    """Say in a line what a stage did, add up what it cost, and, where it is complete, leave its record."""
     record = {
         "identity": identity(recipe, stage),
         "summary": summary,
@@ -183,16 +215,17 @@ def _stage(recipe: Recipe, target: Run, shape: Shape, stage: str) -> dict[str, A
     }
     target.replace_json("logs/stages.json", spent)
     terminal.line(stage, describe(stage, summary), usage.seconds)
-    if failed:
-        raise RuntimeError(
-            f"{len(failed)} of {summary['trials']} trials failed: run the same command again to redo them"
-        )
-    target.replace_json(f"logs/stage-{stage}.json", record)
+    if complete:
+        target.replace_json(f"logs/stage-{stage}.json", record)
     return record
 
 
 def describe(stage: str, summary: dict[str, Any]) -> str:
     """The line of result of a stage."""
+    if stage == "ingest" and "source" in summary:
+        source = summary["source"]
+        told = f"{source['dataset']}: {source['kept']} of {source['listed']} entries, {source['added']} added now"
+        return f"{told}; {summary['photographs']} photographs in all"
     if stage == "ingest":
         train = summary["counts"].get("train", [])
         return f"{summary['photographs']} photographs, training counts by grade {'/'.join(map(str, train))}"

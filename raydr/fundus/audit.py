@@ -18,9 +18,16 @@ from raydr.fundus.shortcuts import EVALUATION, Shortcut, audited_shortcuts
 from raydr.fundus.splits import groups_of
 
 # Lost last when duplicates are dropped: evaluation sets first of all stay as published.
-PROTECTION = ("test", "external", "validation", "train", "prior")
+PROTECTION = ("test", "external", "validation", "train", "prior", "fresh")
 # What a split is used for: the same picture under two of these is a leak, under train and prior it is none.
-USE = {"train": "training", "prior": "training", "validation": "choosing", "test": "judging", "external": "judging"}
+USE = {
+    "train": "training",
+    "prior": "training",
+    "fresh": "training",  # phantoms beyond the training set
+    "validation": "choosing",
+    "test": "judging",
+    "external": "judging",
+}
 
 Event = Callable[[dict], None]
 
