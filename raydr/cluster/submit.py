@@ -9,6 +9,7 @@ is sent again by `--resume`, under the next number; it goes on from what is comm
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import shlex
@@ -35,6 +36,8 @@ ABOUT = ("report", "audit", "status", "verify", "repair")
 ADDRESS = "http://127.0.0.1:8265"
 # A list of what is sent, not of what is not: a forgotten data folder costs minutes, or Ray's limit of 500 MB.
 UPLOADED = ("raydr", "jobs", "pyproject.toml", "README.md", "LICENSE")
+# Each lists every ignore file that it meets, or says that a log has ended.
+NOISY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env")
 # A head node that restarts, or a laptop that slept, is back within this.
 PATIENCE_SECONDS = 600.0
 LOST = (OSError, aiohttp.ClientError, asyncio.TimeoutError, RuntimeError)
@@ -109,6 +112,8 @@ def connect(address: str | None) -> JobSubmissionClient:
     if address:
         # Ray lets RAY_ADDRESS overrule an address that is passed; what a person typed must win.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
+    for logger in NOISY:
+        logging.getLogger(logger).setLevel(logging.ERROR)
     shown = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ADDRESS
     headers = token_headers()
     parts = urlsplit(shown)
@@ -163,7 +168,9 @@ def runtime_env(root: Path | None = None) -> dict[str, Any]:
     root = root or Path(__file__).parents[2]
     if not (root / "pyproject.toml").is_file():
         return {}
-    return {"working_dir": str(root), "excludes": ["/*", *(f"!/{name}" for name in UPLOADED), "__pycache__"]}
+    # "/*" would also match ".", the folder itself: names of two characters and more, then those of one.
+    excludes = ["/??*", "/[!.]", *(f"!/{name}" for name in UPLOADED), *(f"!/{name}/**" for name in UPLOADED)]
+    return {"working_dir": str(root), "excludes": [*excludes, "__pycache__"]}
 
 
 def _send(client: JobSubmissionClient, name: str, stage: str, argv: Sequence[str]) -> None:

@@ -1,0 +1,385 @@
+"""`raydr submit`: which job a command is, what travels with it, and how a log is followed over lost connections.
+
+The tests marked slow run against Ray's own Jobs API, token required.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from ray._private.runtime_env.packaging import create_package
+from ray.job_submission import JobDetails, JobStatus
+
+from raydr import cli
+from raydr.cluster import submit
+from raydr.errors import UserError
+
+OUT = ["--out", "s3://bucket/run"]
+
+
+def test_the_same_command_is_the_same_job_however_it_is_typed():
+    name = submit.submission_id("synthesize", ["--recipe", "demo", *OUT, "--band", "0.5", "0.9"])
+    assert name.startswith("raydr-synthesize-")
+    assert len(name) == len("raydr-synthesize-") + 16
+    assert name == submit.submission_id(
+        "synthesize", ["--band", "0.5", "0.9", "--out=s3://bucket/run/", "--recipe=demo"]
+    )
+    assert name != submit.submission_id("synthesize", ["--recipe", "demo", *OUT, "--band", "0.5", "1.0"])
+    assert name != submit.submission_id(
+        "synthesize", ["--recipe", "demo", "--out", "s3://bucket/b", "--band", "0.5", "0.9"]
+    )
+    assert name != submit.submission_id("sweep", ["--recipe", "demo", *OUT, "--band", "0.5", "0.9"])
+
+
+def test_an_output_that_would_vanish_with_the_job_is_refused():
+    with pytest.raises(UserError, match="relative and would vanish"):
+        submit.submission_id("run", ["--out", "runs/a"])
+    with pytest.raises(UserError, match="relative and would vanish"):
+        submit.submission_id("report", ["runs/a"])
+    with pytest.raises(UserError, match="--out is missing"):
+        submit.submission_id("demo", [])
+    assert submit.submission_id("report", ["/shared/a"]) == submit.submission_id("report", ["/shared/b/../a/"])
+    with pytest.raises(UserError, match="does not send 'watch'"):
+        submit.submission_id("watch", ["/shared/a"])
+
+
+def test_a_typo_is_found_before_anything_is_sent(capsys):
+    assert cli.main(["submit", "run", "--address", "http://127.0.0.1:1", "--recipe", "nosuch", *OUT]) == 2
+    assert "nosuch" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main(
+            ["submit", "synthesize", "--address", "http://127.0.0.1:1", "--recipe", "debug", *OUT, "--acepted", "3"]
+        )
+    assert ended.value.code == 2
+
+
+def test_nobody_at_the_address_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    assert cli.main(["submit", "run", "--address", "http://127.0.0.1:1", "--recipe", "debug", *OUT]) == 2
+    text = capsys.readouterr().out
+    assert "No Ray Jobs API answers at http://127.0.0.1:1" in text
+    assert "Traceback" not in text
+
+
+def test_the_upload_is_the_package_alone(tmp_path):
+    """Ray's own packing of what `runtime_env` asks for, from a checkout full of data."""
+    for name in (
+        "pyproject.toml", "README.md", "raydr/__init__.py", "raydr/assets/phantom-base/base.json", "jobs/run.py",
+        "raydr/__pycache__/a.pyc", "raydr/fundus/__pycache__/b.pyc",
+        "runs/a/real/x.parquet", "raydr-demo/recipe.json", "data/DDR/train/1.jpg", "photos.zip", "x", ".env",
+        ".git/objects/aa/bb", ".venv/bin/python", "tests/test_x.py", "secrets.env",
+    ):  # fmt: skip
+        path = tmp_path / "checkout" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    wanted = submit.runtime_env(tmp_path / "checkout")
+    package = tmp_path / "package.zip"
+    create_package(wanted["working_dir"], package, include_gitignore=True, excludes=wanted["excludes"])
+    with zipfile.ZipFile(package) as content:
+        files = {name for name in content.namelist() if not name.endswith("/")}
+    assert files == {
+        "pyproject.toml", "README.md", "raydr/__init__.py", "raydr/assets/phantom-base/base.json", "jobs/run.py",
+    }  # fmt: skip
+
+
+def test_this_checkout_packs_into_little(tmp_path):
+    wanted = submit.runtime_env()
+    package = tmp_path / "package.zip"
+    create_package(wanted["working_dir"], package, include_gitignore=True, excludes=wanted["excludes"])
+    assert package.stat().st_size < 20e6
+    with zipfile.ZipFile(package) as content:
+        assert {name.split("/")[0] for name in content.namelist()} == set(submit.UPLOADED)
+
+
+def test_an_installed_package_sends_nothing(tmp_path):
+    assert submit.runtime_env(tmp_path) == {}
+
+
+def test_the_token_is_sent_though_no_mode_is_set(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert submit.token_headers() == {}
+    (tmp_path / "token").write_text("abc\n")
+    assert submit.token_headers() == {"Authorization": "Bearer abc"}
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "def")
+    assert submit.token_headers() == {"Authorization": "Bearer def"}
+
+
+def details(name, status, **more):
+    return JobDetails(type="SUBMISSION", submission_id=name, status=status, entrypoint="", **more)
+
+
+class Flaky:
+    """A Jobs API whose log breaks off after `breaks[k]` characters on the k-th connection."""
+
+    LOG = "".join(f"line {k}\n" for k in range(50))
+
+    def __init__(self, breaks, jobs=()):
+        self.breaks, self.jobs, self.connections, self.sent = list(breaks), list(jobs), 0, []
+
+    def list_jobs(self):
+        return self.jobs
+
+    def submit_job(self, *, entrypoint, submission_id, runtime_env):
+        self.sent.append((submission_id, entrypoint))
+
+    def get_job_info(self, name):
+        return details(name, JobStatus.RUNNING if self.breaks else JobStatus.SUCCEEDED)
+
+    async def tail_job_logs(self, name):
+        self.connections += 1
+        end = self.breaks.pop(0) if self.breaks else len(self.LOG)
+        for start in range(0, end, 13):
+            yield self.LOG[start : min(start + 13, end)]
+        if self.breaks or end < len(self.LOG):
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+
+def test_a_log_is_printed_once_over_lost_connections(capsys, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    client = Flaky([100, 40, 0, 230])
+    assert submit.follow(client, "raydr-run-1").status == JobStatus.SUCCEEDED
+    assert client.connections == 5
+    assert capsys.readouterr().out.replace("  connection lost: trying again\n", "") == Flaky.LOG
+
+
+def test_a_cluster_that_stays_away_is_given_up(monkeypatch, capsys):
+    class Gone(Flaky):
+        def get_job_info(self, name):
+            raise ConnectionError("refused")
+
+    with pytest.raises(UserError, match="has not answered for 1 s"):
+        submit.follow(Gone([]), "raydr-run-1", patience_seconds=1.0)
+    assert capsys.readouterr().out.count("connection lost") == 1
+
+
+def test_a_restarted_cluster_has_forgotten_the_job():
+    class Forgot(Flaky):
+        def get_job_info(self, name):
+            raise RuntimeError("Request failed with status code 404: Job raydr-run-1 does not exist.")
+
+    with pytest.raises(UserError, match="is gone"):
+        submit.follow(Forgot([]), "raydr-run-1")
+
+
+def test_last_attempts(monkeypatch, capsys):
+    """First, running, finished, failed, and failed with --resume: which job is sent, which is followed."""
+    arguments = ["--recipe", "debug", *OUT]
+    name = submit.submission_id("run", arguments)
+
+    def run(jobs, resume=False):
+        client = Flaky([], jobs)
+        monkeypatch.setattr(submit, "connect", lambda address: client)
+        return submit.run("run", arguments, "http://x", resume), [job for job, _ in client.sent]
+
+    assert run([]) == (0, [name])
+    assert run([details("other", JobStatus.FAILED), details(None, JobStatus.RUNNING)]) == (0, [name])
+    assert run([details(name, JobStatus.RUNNING)]) == (0, [])
+    assert run([details(name, JobStatus.SUCCEEDED)]) == (0, [])
+    assert run([details(name, JobStatus.SUCCEEDED)], resume=True) == (0, [f"{name}-2"])
+    failed = details(name, JobStatus.FAILED, driver_exit_code=1)
+    with pytest.raises(UserError, match=r"exit code 1.*--resume"):
+        run([failed])
+    assert run([failed], resume=True) == (0, [f"{name}-2"])
+    assert run([failed, details(f"{name}-2", JobStatus.STOPPED), details(f"{name}-10", JobStatus.FAILED)], True)[1] == [
+        f"{name}-11"
+    ]
+    assert run([failed, details(f"{name}-2", JobStatus.PENDING)])[1] == []
+
+
+def test_a_submission_that_arrived_without_an_answer_is_followed(monkeypatch, capsys):
+    class Raced(Flaky):
+        def submit_job(self, **_):
+            raise RuntimeError("Request failed with status code 500: Job with submission_id x already exists.")
+
+    monkeypatch.setattr(submit, "connect", lambda address: Raced([]))
+    assert submit.run("run", OUT, "http://x") == 0
+    assert Flaky.LOG in capsys.readouterr().out
+
+
+# Against Ray.
+
+HOLD = """
+import json, os, sys, time
+import ray
+info = ray.init(address="local", num_cpus=2, object_store_memory=150_000_000, include_dashboard=True,
+                dashboard_port=int(sys.argv[2]), _temp_dir=sys.argv[1], log_to_driver=False)
+print(json.dumps(info.address_info["webui_url"]), flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """(URL of the Jobs API, environment of a client with the token): Ray in a process of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="rj", dir="/tmp"))
+    (folder / "token").write_text("0123456789abcdef" * 4)
+    client = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    client |= {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    # A job's `python` is the first on the PATH of the cluster.
+    client |= {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder / "r"), "0"],
+        env=client | {"RAY_AUTH_MODE": "token"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line, "Ray did not start"
+        yield f"http://{json.loads(line)}", client
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def raydr(arguments, environment, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "raydr", *arguments],
+        env=environment, capture_output=True, text=True, timeout=200, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_client_without_the_token_is_refused(cluster, tmp_path):
+    url, client = cluster
+    for token in ("", "wrong" * 10):
+        (tmp_path / "token").write_text(token)
+        stranger = client | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+        answer = raydr(["submit", "status", "/nowhere", "--address", url], stranger)
+        assert answer.returncode == 2
+        assert "refuses this token" in answer.stdout
+        assert "Traceback" not in answer.stdout + answer.stderr
+
+
+@pytest.mark.slow
+def test_a_job_runs_fails_and_is_resumed(cluster, tmp_path):
+    """A stage of the debug recipe as a job: a failure first (exit 2), then --resume, then nothing left to do."""
+    url, client = cluster
+    out = tmp_path / "out"
+    out.write_text("in the way")
+    command = ["submit", "ingest", "--address", url, "--recipe", "debug", "--out", str(out), "--shape", "laptop"]
+    failed = raydr(command, client)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert "ended FAILED (exit code 2)" in failed.stdout
+    again = raydr(command, client)
+    assert again.returncode == 2
+    assert "--resume" in again.stdout
+    out.unlink()
+    resumed = raydr([*command, "--resume"], client)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "photographs" in resumed.stdout
+    assert json.loads((out / "recipe.json").read_text())["begun"] == ["ingest"]
+    finished = raydr(command, client)
+    assert finished.returncode == 0
+    assert "finished before" in finished.stdout
+
+
+class Wire:
+    """A TCP relay to the cluster that can be cut: a laptop's tunnel."""
+
+    def __init__(self, url):
+        host, port = url.removeprefix("http://").split(":")
+        self.target, self.open, self.up = (host, int(port)), [], True
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.server.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                near, _ = self.server.accept()
+            except OSError:
+                return
+            if not self.up:
+                near.close()
+                continue
+            far = socket.create_connection(self.target)
+            self.open += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self.copy, args=(one, other), daemon=True).start()
+
+    def copy(self, source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def cut(self):
+        self.up = False
+        for end in self.open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self.open = []
+
+
+def read_until(process, text):
+    lines = []
+    while not lines or text not in lines[-1]:
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
+    return lines
+
+
+@pytest.mark.slow
+def test_one_client_leaves_another_joins_and_loses_its_line(cluster, tmp_path):
+    url, client = cluster
+    wire = Wire(url)
+    tail = ["--recipe", "debug", "--out", str(tmp_path / "out"), "--shape", "laptop"]
+    command = [sys.executable, "-m", "raydr", "submit", "ingest", *tail, "--address"]
+    first = subprocess.Popen([*command, url], env=client, stdout=subprocess.PIPE, text=True)
+    read_until(first, "Running entrypoint")
+    second = subprocess.Popen([*command, wire.url], env=client, stdout=subprocess.PIPE, text=True)
+    joined = read_until(second, "Running entrypoint")
+    assert "following it" in joined[0]
+    wire.cut()
+    first.send_signal(signal.SIGINT)
+    left, _ = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "The job goes on" in left
+    assert "connection lost" in second.stdout.readline()
+    wire.up = True
+    rest, _ = second.communicate(timeout=120)
+    wire.server.close()
+    assert second.returncode == 0, rest
+    assert "Running entrypoint" not in rest  # what was printed before the cut is not printed again
+    assert "photographs" in rest
+    assert "finished" in rest
+
+
+@pytest.mark.slow
+def test_doctor_through_the_jobs_api(cluster, tmp_path):
+    url, client = cluster
+    for _ in range(2):  # a check is made anew each time
+        answer = raydr(["doctor", "--address", url, "--out", str(tmp_path / "run")], client)
+        assert "a token is required" in answer.stdout, answer.stdout + answer.stderr
+        assert "the first writer wins" in answer.stdout
+        assert answer.returncode == 0
+
+
+def test_asyncio_of_the_tail_survives_an_event_loop_per_connection():
+    """`follow` runs one loop a connection: the count of printed characters must not live in the loop."""
+    client = Flaky([])
+    tail = submit.Tail(client, "x")
+    asyncio.run(tail.until_closed())
+    asyncio.run(tail.until_closed())
+    assert tail._printed == len(Flaky.LOG)
