@@ -47,8 +47,8 @@ def add(unet: Any, config: Finetune, seed: int) -> list[torch.nn.Parameter]:
 
 
 def remove(unet: Any) -> None:
-    """Take the adapter off again, so that the same base can carry the next one."""
-    unet.delete_adapters("default")
+    """Take the adapter and its wrappers off again: the UNet is its base once more, layer names included."""
+    unet.unload_lora()
     unet.requires_grad_(False)
 
 

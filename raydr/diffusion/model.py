@@ -94,6 +94,10 @@ def load_base(base: str, precision: str = "fp32", revision: str | None = None, d
     source = resolve(base)
     dtype = PRECISIONS[precision]
     common: dict[str, Any] = {"revision": revision} if not Path(source).exists() else {}
+    words = Path(source) / "tokenizer"
+    if not common and not any((words / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+        # transformers would go on with an empty vocabulary, and every prompt would mean the same.
+        raise UserError(f"The base model in the folder {source} has no tokenizer/vocab.json: name a complete one")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **common)
         text_encoder = CLIPTextModel.from_pretrained(
@@ -112,7 +116,8 @@ def load_base(base: str, precision: str = "fp32", revision: str | None = None, d
         ) from error
     make: Any = PNDMScheduler if config.get("_class_name") == "PNDMScheduler" else DDPMScheduler
     scheduler = make.from_config(config)
-    for part in (text_encoder, vae, unet):
+    parts: list[Any] = [text_encoder, vae, unet]
+    for part in parts:
         part.requires_grad_(False)
         part.eval()
         part.to(device=device)

@@ -1,0 +1,38 @@
+import copy
+
+import pytest
+import torch
+
+from raydr.diffusion.base import BaseConfig, save
+from raydr.diffusion.model import load_base
+from raydr.diffusion.parts import build_parts
+
+
+def thinner(part, **widths):
+    """A model of the same class and layout with fewer channels: a tenth of the time."""
+    return type(part).from_config({**part.config, **widths})
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """The small base as raydr ships it, but thin and untrained: random weights, in diffusers layout."""
+    path = tmp_path_factory.mktemp("base")
+    tokenizer, text, vae, unet, scheduler = build_parts(0, path)
+    unet = thinner(unet, block_out_channels=(16, 32, 32), norm_num_groups=8)
+    vae = thinner(vae, block_out_channels=(8, 16), norm_num_groups=4)
+    with torch.no_grad():  # an untrained decoder paints grey: louder, so that pixels can differ
+        vae.decoder.conv_out.weight *= 5
+    save(BaseConfig(num_phantoms=20), (tokenizer, text, vae, unet, scheduler), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared(folder):
+    """The base in fp32; read-only."""
+    return load_base(str(folder))
+
+
+@pytest.fixture
+def base(shared):
+    """A base of the test's own."""
+    return copy.deepcopy(shared)

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from diffusion.small import PX
+from raydr.config import Sampler
+from raydr.diffusion.model import to_uint8
+from raydr.diffusion.sampler import PromptCache, decode, make_scheduler, noise_for, sample_latents
+
+PROMPT = "A color fundus image from DDR dataset in severe DR stage."
+SIDE = PX // 2
+
+
+def images(base, seeds, sampler, prompt=PROMPT):
+    """uint8 (B, px, px, 3)"""
+    return decode(base, sample_latents(base, PromptCache(base), prompt, seeds, sampler, PX), sampler.batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("dpm++", "fp32"), ("dpm++", "bf16"), ("ddim", "fp32"), ("base", "fp32")]
+)
+def test_neighbours_and_position_leave_pixels_alone(base, name, precision):
+    """Full batches, another order, a padded batch and one alone: the same pixels bit for bit."""
+    sampler = Sampler(name=name, steps=3, guidance=2.0, batch=4, precision=precision)
+    known = dict(zip((11, 12, 13, 14), images(base, (11, 12, 13, 14), sampler), strict=True))
+    for seeds in ((14, 12, 11, 13), (99, 98, 13, 97), (12, 14), (13,)):
+        for seed, image in zip(seeds, images(base, seeds, sampler), strict=True):
+            if seed in known:
+                assert torch.equal(image, known[seed]), (seeds, seed)
+    assert not torch.equal(known[11], known[12])
+
+
+def test_a_batch_larger_than_the_static_one_is_a_bug(base):
+    with pytest.raises(AssertionError):
+        images(base, (1, 2, 3), Sampler(steps=1, batch=2))
+
+
+def test_noise_is_the_seeds_own():
+    one, two = noise_for([3, 4], (6, SIDE, SIDE)), noise_for([4], (6, SIDE, SIDE))
+    assert torch.equal(one[1], two[0])
+    assert one.dtype == torch.float32
+    assert abs(float(one.std()) - 1) < 0.05
+    torch.manual_seed(3)  # a seed gives what torch gives: others can make the same noise
+    assert torch.equal(one[0], torch.randn(6, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("name", ["dpm++", "ddim", "base"])
+@pytest.mark.parametrize("guidance", [1.0, 2.0, 7.5])
+def test_pixels_equal_a_plain_diffusers_pipeline(base, folder, name, guidance):
+    sampler = Sampler(name=name, steps=3, guidance=guidance, batch=2)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
+    pipe.scheduler = make_scheduler(base, sampler)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        [PROMPT] * 2, latents=noise_for((1, 2), (6, SIDE, SIDE)), num_inference_steps=3, guidance_scale=guidance,
+        height=PX, width=PX, output_type="pt",
+    ).images  # fmt: skip
+    difference = (to_uint8(expected * 2 - 1).int() - images(base, (1, 2), sampler).int()).abs()
+    assert difference.max() <= 1
+    assert difference.float().mean() < 0.01
+
+
+def test_the_solvers_are_those_that_the_config_names(base):
+    names = {name: type(make_scheduler(base, Sampler(name=name))).__name__ for name in ("dpm++", "ddim", "base")}
+    assert names == {"dpm++": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler", "base": "PNDMScheduler"}
+    solver = make_scheduler(base, Sampler())
+    assert (solver.config.algorithm_type, solver.config.solver_order) == ("dpmsolver++", 2)
+    assert torch.equal(solver.alphas_cumprod, base.scheduler.alphas_cumprod)
+
+
+def test_more_steps_approach_the_same_image(base):
+    """A higher-order solver at 20 steps lies nearer to 40 steps than 5 do."""
+    latents = {}
+    for steps in (5, 20, 40):
+        sampler = Sampler(steps=steps, guidance=1.0, batch=1)
+        latents[steps] = sample_latents(base, PromptCache(base), PROMPT, (4,), sampler, PX)
+    error = {steps: float((latents[steps] - latents[40]).square().mean()) for steps in (5, 20)}
+    assert error[20] < 0.5 * error[5]
+
+
+def test_guidance_and_prompt_matter(base):
+    plain = images(base, (1,), Sampler(steps=3, guidance=1.0, batch=1)).int()
+    guided = images(base, (1,), Sampler(steps=3, guidance=7.5, batch=1)).int()
+    other = images(base, (1,), Sampler(steps=3, guidance=1.0, batch=1), prompt="A color fundus image.").int()
+    assert (plain - guided).abs().max() > 0
+    assert (plain - other).abs().max() > 0
+
+
+def test_channels_last_weights_and_threads_give_the_same_image(base):
+    """Generator actors and `regenerate` set these differently; the README's tolerance is 3 of 255."""
+    sampler = Sampler(steps=3, guidance=2.0, batch=2)
+    one = images(base, (1, 2), sampler).int()
+    for part in (base.unet, base.vae):
+        part.to(memory_format=torch.channels_last)
+    assert (images(base, (1, 2), sampler).int() - one).abs().max() <= 1
+
+
+def test_prompts_are_embedded_once(base, monkeypatch):
+    calls, embed = [], base.embed
+    monkeypatch.setattr(type(base), "embed", lambda self, prompts: (calls.append(prompts), embed(prompts))[1])
+    cache = PromptCache(base)
+    batch = cache.batch([PROMPT, "", PROMPT])
+    assert calls == [[PROMPT], [""]]
+    assert batch.shape == (3, 32, 64)
+    assert torch.equal(batch[0], batch[2])
+    assert not torch.equal(batch[0], batch[1])
