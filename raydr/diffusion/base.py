@@ -37,8 +37,10 @@ FIRST_BASE_SEED = 900_000
 class BaseConfig:
     # Phantoms per cohort.
     num_phantoms: int = 8000
-    vae_steps: int = 1200
-    unet_steps: int = 2000
+    vae_steps: int = 1450
+    unet_steps: int = 2150
+    # Last, with the encoder frozen.
+    decoder_steps: int = 400
     batch: int = 16
     vae_learning_rate: float = 2e-3
     learning_rate: float = 1e-3
@@ -105,6 +107,12 @@ def _cosine(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float
         group["lr"] = rate
 
 
+def _pixel_loss(error: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    # Exudates and new vessels differ from haemorrhages by colour more than by brightness.
+    colour = (error - error.mean(1, keepdim=True)).abs()
+    return (weight * (error.abs() + 2 * error.square() + 2 * colour)).mean()
+
+
 def train_vae(
     config: BaseConfig, vae: Any, images: np.ndarray, masks: np.ndarray, work: Path, on_event: Callable
 ) -> None:
@@ -122,10 +130,7 @@ def train_vae(
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample
         error = y.float() - x
-        # Exudates and new vessels differ from haemorrhages by colour more than by brightness.
-        colour = (error - error.mean(1, keepdim=True)).abs()
-        loss = (weight * (error.abs() + 2 * error.square() + 2 * colour)).mean()
-        loss = loss + 1e-6 * posterior.kl().float().mean()
+        loss = _pixel_loss(error, weight) + 1e-6 * posterior.kl().float().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -136,6 +141,38 @@ def train_vae(
             on_event({"phase": "vae", "step": step + 1, "loss": float(loss), "psnr_db": psnr})
             _checkpoint(work / "vae.pt", step + 1, vae=vae, optimizer=optimizer)
     vae.eval()
+
+
+def train_decoder(
+    config: BaseConfig, vae: Any, images: np.ndarray, masks: np.ndarray, work: Path, on_event: Callable
+) -> None:
+    """Sharpen the decoder alone, on equal shares of the grades: latents, and what the UNet learnt, stay as they are."""
+    vae.requires_grad_(False)
+    decoder = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    for parameter in decoder:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(decoder, lr=config.vae_learning_rate, weight_decay=1e-4)
+    grades = np.array([row["grade"] for row in cohorts(config)])
+    pools = [np.flatnonzero(grades == grade) for grade in range(5)]
+    start = _resume(work / "decoder.pt", vae=vae, optimizer=optimizer)
+    for step in range(start, config.decoder_steps):
+        rng = rng_of("base-decoder", config.seed, step)
+        rows = np.array([rng.choice(pools[(step + k) % 5]) for k in range(config.batch)])
+        x = from_uint8(torch.from_numpy(images[rows])).contiguous(memory_format=torch.channels_last)
+        weight = 1 + config.lesion_weight * torch.from_numpy(masks[rows])[:, None].float()
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(x).latent_dist.mean
+            y = vae.decode(latents).sample
+        loss = _pixel_loss(y.float() - x, weight)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder, 1.0)
+        _cosine(optimizer, step, config.decoder_steps, config.vae_learning_rate)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            on_event({"phase": "decoder", "step": step + 1, "loss": float(loss.detach())})
+            _checkpoint(work / "decoder.pt", step + 1, vae=vae, optimizer=optimizer)
 
 
 @torch.no_grad()
@@ -245,6 +282,7 @@ def build(
     scaling = round(1 / float(latents[: len(images)].std()), 5)
     vae.register_to_config(scaling_factor=scaling)
     average = train_unet(config, parts, latents * scaling, work, on_event)
+    train_decoder(config, vae, images, masks, work, on_event)
     save(config, (tokenizer, average["text"], vae, average["unet"], scheduler), folder)
 
 
