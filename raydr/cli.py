@@ -201,9 +201,11 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
         shape = dataclasses.replace(shape, address=options.address)
     stages = STAGES if options.command in ("run", "demo") else (options.command,)
     if options.dry_run:
-        return dry_run(recipe, Run(out), stages)
+        dry_run(recipe, Run(out), stages)
     if source and source != ["phantom"]:
         return add_source(recipe, Run(out), shape, options, source)
+    if options.dry_run:
+        return 0
     terminal.header(options.command, recipe.name, out)
     from raydr.cluster import pipeline
 
@@ -233,11 +235,14 @@ def add_source(recipe: Any, target: Any, shape: Any, options: Any, source: list[
     if len(source) < 2:
         raise UserError(f"raydr ingest {source[0]} lacks the PATH of its photographs: a folder, s3://... or gs://...")
     from raydr.cluster import pipeline
-    from raydr.cluster.ingest_source import Request
+    from raydr.cluster.ingest_source import Request, describe
 
     names = ("role", "dataset", "folds", "split_seed", "num_folds", "per_grade", "drop_duplicates")
     reader, path = source
     request = Request(reader, path, **{name: getattr(options, name) for name in names})
+    if options.dry_run:
+        terminal.note(describe(recipe, target, request))
+        return 0
     terminal.header(f"ingest {request.reader}", recipe.name, target.url)
     pipeline.add_source(recipe, target, request, shape)
     return 0
@@ -267,7 +272,7 @@ def override(recipe: Any, command: str, fields: list[str], show_help: bool = Fal
     return dataclasses.replace(recipe, **{command: changed})
 
 
-def dry_run(recipe: Any, target: Any, stages: Sequence[str]) -> int:
+def dry_run(recipe: Any, target: Any, stages: Sequence[str]) -> None:
     """Print the resolved recipe and what each stage would do; starts nothing."""
     import dataclasses
     import json
@@ -277,7 +282,6 @@ def dry_run(recipe: Any, target: Any, stages: Sequence[str]) -> int:
     terminal.console.print_json(json.dumps(dataclasses.asdict(recipe)))
     rows = [[row.stage, row.work, row.done, row.cost] for row in describe(recipe, target) if row.stage in stages]
     terminal.table("Plan", ["stage", "work", "done", "cost"], rows)
-    return 0
 
 
 # Hugging Face's libraries print bars for every file they read; a person wants ours only.

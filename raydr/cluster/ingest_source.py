@@ -108,6 +108,20 @@ def look(recipe: Recipe, target: Run, request: Request) -> Listing:
     return Listing(source, rows, rejected, options, lists, record)
 
 
+def describe(recipe: Recipe, target: Run, request: Request) -> str:
+    """What adding the source would do, in a sentence; raises as `look` does."""
+    listing = look(recipe, target, request)
+    if is_whole(target, listing):
+        return f"{listing.name}: all of it is in {target.url}"
+    rejected = ", ".join(f"{count} {reason}" for reason, count in tally([e.reason for e in listing.rejected]).items())
+    splits = ", ".join(
+        f"{count} {split}" for split, count in tally([r.split or "unsplit" for r in listing.rows]).items()
+    )
+    return f"{listing.name}: {len(listing.rows)} photographs ({splits}) in {listing.source.num_shards} shards" + (
+        f"; set aside: {rejected}" if rejected else ""
+    )
+
+
 def is_whole(target: Run, listing: Listing) -> bool:
     """Whether all of the source is in `real` already."""
     return listing.record is not None and listing.name not in {half.dataset for half in ingest.unfinished(target)}

@@ -1,0 +1,447 @@
+"""Real data sets into `real`: trees in the published layouts, through the pipeline's entry, on one small cluster."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from fundus.trees import EXPECTED, EXPECTED_REJECTED, drawing, photograph, plant, write
+from s3_server import serve
+
+from raydr import cli, schema, shards
+from raydr.cluster import ingest, ingest_passes, pipeline, source_record
+from raydr.cluster.ingest_source import Request
+from raydr.cluster.pictures import PX, Pictures, columns_of
+from raydr.cluster.source_files import CRASHED, prepare_rows, require_survival
+from raydr.config import Recipe
+from raydr.errors import BudgetExhausted, IdentityMismatch, MissingInput, UserError
+from raydr.fundus.preprocess import Unusable, prepare
+from raydr.fundus.readers.rows import Row
+from raydr.images import decode
+from raydr.sources import Ingest
+from raydr.storage import Run
+
+pytestmark = pytest.mark.timeout(240)
+
+RECIPE = Recipe(name="test", ingest=Ingest(source="ddr", px=64, shard_size=16, max_quarantine=0.9))
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket on loopback; before Ray, so that its workers know the way."""
+    with serve("bucket"):
+        yield "s3://bucket"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(bucket, ray_temp):
+    ray.init(
+        address="local", num_cpus=2, object_store_memory=150_000_000, include_dashboard=False, namespace="raydr",
+        _temp_dir=str(ray_temp), log_to_driver=False,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def add(out, reader: str, path, recipe: Recipe = RECIPE, **request) -> dict:
+    return pipeline.add_source(recipe, str(out), Request(reader, str(path), **request))["summary"]
+
+
+def rows_of(out) -> list[dict]:
+    return shards.read(Run(str(out)), "real", schema.REAL).to_pylist()
+
+
+@pytest.fixture
+def staged(monkeypatch) -> list[str]:
+    """Keys of the shards that the first pass is asked to make."""
+    keys: list[str] = []
+    whole = ingest.map_shards
+
+    def noting(work, plans, *arguments):
+        keys.extend(plan["key"] for plan in plans if work is ingest_passes.stage_shard)
+        return whole(work, plans, *arguments)
+
+    monkeypatch.setattr(ingest, "map_shards", noting)
+    return keys
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything that a second, idle ingest must leave alone; times and costs aside."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.parts[len(folder.parts)] not in ("logs", "_lock")
+    }
+
+
+def few(root: Path, per_grade: int = 4, first: int = 0) -> Path:
+    """A folder of its own layout: train/{grade}/{k}.png."""
+    return write(
+        root,
+        {
+            f"train/{grade}/{k}.png": photograph(first + grade * per_grade + k, "PNG")
+            for grade in range(5)
+            for k in range(per_grade)
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """All nine layouts in one table, with every trap that the trees hold."""
+    root = tmp_path_factory.mktemp("sets")
+    out = root / "out"
+    summaries = {}
+    for name in sorted(EXPECTED):
+        summaries[name] = add(out, name, plant(name, root / name / "mine"), dataset="csv" if name == "csv" else None)
+    return root, out, summaries
+
+
+def test_nine_data_sets_in_one_table(everything) -> None:
+    _, out, summaries = everything
+    rows = rows_of(out)
+    by_id = {row["image_id"]: row for row in rows}
+    assert len(by_id) == len(rows)
+    expected = {entry[0].replace("mine/", "csv/") if name == "csv" else entry[0]: entry for name in EXPECTED
+                for entry in EXPECTED[name]}  # fmt: skip
+    del expected["EyePACS/492_right"]  # listed, and truncated
+    assert set(by_id) == set(expected)
+    for image_id, (_, split, patient, grade, gradable, stratum) in expected.items():
+        row = by_id[image_id]
+        assert (row["grade"], row["gradable"], row["stratum"]) == (grade, gradable, stratum), image_id
+        assert row["patient_id"] == (patient.replace("mine/", "csv/") if patient and image_id[:3] == "csv" else patient)
+        assert row["split"] == (split or row["split"])
+        assert row["split"] in ("train", "validation", "test", "prior", "external")
+        assert (row["source_width"], row["source_height"]) == (160, 120)
+        assert decode(row["image"]).shape == (64, 64, 3)
+    assert shards.completed(Run(str(out)), "real")["rows"] == len(rows)
+    assert summaries["idrid"]["photographs"] == sum(len(EXPECTED[n]) for n in EXPECTED if n <= "idrid") - 1
+    assert summaries["idrid"]["source"]["splits"] == {"train": 2, "test": 1}
+
+
+def test_what_is_set_aside_is_noted_with_its_reason(everything) -> None:
+    _, out, summaries = everything
+    notes = {(note["key"], note["reason"]) for note in shards.quarantined(Run(str(out)), "real")}
+    names = {"ddr": "DDR", "eyepacs": "EyePACS", "aptos": "APTOS", "folder": "mine", "csv": "csv"}
+    expected = {(f"{names[name]}/{key}", reason) for name in names for key, reason in EXPECTED_REJECTED[name]}
+    assert notes == expected | {("EyePACS/train/492_right.jpeg", "truncated")}
+    assert summaries["eyepacs"]["source"]["set_aside"] == {
+        "label missing": 1, "label without file": 1, "truncated": 1
+    }  # fmt: skip
+
+
+def test_pixels_are_those_of_the_kernel(everything) -> None:
+    root, out, _ = everything
+    row = next(row for row in rows_of(out) if row["image_id"] == "FGADR/0001_3")
+    data = (root / "fgadr/mine/Seg-set/Original_Images/0001_3.png").read_bytes()
+    np.testing.assert_array_equal(decode(row["image"]), prepare(data, 64).pixels)
+
+
+def test_the_card_names_every_source_and_every_reason(everything) -> None:
+    _, out, _ = everything
+    card = json.loads((out / "report" / "dataset-card.json").read_text())
+    assert {source["dataset"] for source in card["sources"]} == {
+        "DDR", "EyePACS", "APTOS", "IDRiD", "Messidor-2", "DeepDRiD", "FGADR", "mine", "csv"
+    }  # fmt: skip
+    assert card["num_photographs"] == len(rows_of(out))
+    assert card["num_dropped"] == len(shards.quarantined(Run(str(out)), "real"))
+    assert all(source["terms"] for source in card["sources"])
+    assert "| truncated | 1 |" in (out / "report" / "dataset-card.md").read_text()
+
+
+def test_nothing_is_left_of_the_first_pass(everything) -> None:
+    _, out, _ = everything
+    assert not [key for key, _ in Run(str(out)).list() if "staging" in key or "listing" in key]
+    assert shards.verify(Run(str(out))) == []
+
+
+def test_the_same_again_adds_nothing(everything) -> None:
+    root, out, _ = everything
+    before = files_of(out)
+    again = add(out, "deepdrid", root / "deepdrid/mine")
+    assert again["source"]["added"] == 0
+    assert again["source"]["kept"] == 4
+    assert files_of(out) == before
+
+
+def test_a_changed_source_is_refused_with_the_difference(everything, tmp_path) -> None:
+    root, out, _ = everything
+    before = files_of(out)
+    tree = shutil.copytree(root / "deepdrid/mine", tmp_path / "deepdrid")
+    labels = tree / "regular_fundus_images/regular-fundus-training/regular-fundus-training.csv"
+    photo = tree / "regular_fundus_images/regular-fundus-training/Images/1/1_r1.jpg"
+
+    def refused(pattern: str) -> None:
+        with pytest.raises(IdentityMismatch, match=pattern):
+            add(out, "deepdrid", tree)
+        assert files_of(out) == before
+
+    text = labels.read_text()
+    labels.write_text(text.replace("1_l1.jpg,1,1,", "1_l1.jpg,1,4,"))
+    refused(r"1 changed \(first DeepDRiD/1_l1: grade 1 -> 4\)")
+    labels.write_text(text)
+    data = photo.read_bytes()
+    photo.write_bytes(data[:-40] + bytes(40))  # as many bytes as before
+    refused(r"1 with other content \(first DeepDRiD/1_r1\)")
+    photo.unlink()
+    refused(r"1 removed \(first DeepDRiD/1_r1\), 0 -> 1 entries without a file")
+    photo.write_bytes(data)
+    assert add(out, "deepdrid", tree)["source"]["added"] == 0  # another place, the same photographs
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        ({"role": "external"}, "DeepDRiD was ingested with role None and now external is asked for"),
+        ({"split_seed": 77}, "DeepDRiD was ingested with split_seed = 1 and now 77 is asked for"),
+        ({"drop_duplicates": True}, "with drop_duplicates = False and now True"),
+    ],
+)
+def test_another_request_is_refused_with_both_values(everything, request_, sentence) -> None:
+    root, out, _ = everything
+    with pytest.raises(IdentityMismatch, match=sentence):
+        add(out, "deepdrid", root / "deepdrid/mine", **request_)
+
+
+def test_too_much_quarantine_fails_and_the_next_try_reads_nothing_twice(tmp_path, capsys, staged) -> None:
+    tree = few(tmp_path / "mine")
+    write(tree, {"train/0/0.png": b"", "train/1/0.png": b"no photograph"})
+    out = tmp_path / "out"
+    command = ["ingest", "folder", str(tree), "--recipe", "ddr_sd15", "--out", str(out), "--px", "64"]
+    command += ["--shard-size", "8"]
+    assert cli.main(command) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 20 entries of mine (10.0%) cannot be used, over --max-quarantine 2.0%" in said
+    assert "1 empty file, 1 not an image" in said
+    reasons = {note["key"]: note["reason"] for note in shards.quarantined(Run(str(out)), "real")}
+    assert reasons == {"mine/train/0/0.png": "empty file", "mine/train/1/0.png": "not an image"}
+    assert shards.commits(Run(str(out)), "real") == {}
+    assert shards.completed(Run(str(out)), "real") is None
+    assert len(staged) == 3
+    assert cli.main([*command, "--max-quarantine", "0.1"]) == 0
+    assert len(staged) == 3
+    assert len(rows_of(out)) == 18
+    assert {row["split"] for row in rows_of(out)} == {"train"}
+
+
+def test_a_source_mended_before_it_was_added_is_read_again_where_it_changed(tmp_path, staged) -> None:
+    tree = few(tmp_path / "mine")
+    good = (tree / "train/0/0.png").read_bytes()
+    (tree / "train/0/0.png").write_bytes(good[:300])
+    strict = Recipe(name="test", ingest=Ingest(source="folder", px=64, shard_size=8, max_quarantine=0.02))
+    out = tmp_path / "out"
+    with pytest.raises(BudgetExhausted, match=r"1 of 20 entries of mine \(5\.0%\).*1 truncated"):
+        add(out, "folder", tree, strict)
+    staged.clear()
+    (tree / "train/0/0.png").write_bytes(good)
+    assert add(out, "folder", tree, strict)["source"]["kept"] == 20
+    assert staged == ["staging/mine/000000.parquet"]
+    assert shards.quarantined(Run(str(out)), "real") == []
+
+
+def test_a_damaged_shard_is_made_again_from_the_source(tmp_path) -> None:
+    tree, out = few(tmp_path / "mine"), tmp_path / "out"
+    add(out, "folder", tree)
+    before = rows_of(out)
+    victim = out / "real/mine-000001.parquet"
+    victim.write_bytes(victim.read_bytes()[:-50])
+    run = Run(str(out))
+    assert shards.repair(run, shards.verify(run)) == ["real/mine-000001.parquet"]
+    with pytest.raises(MissingInput, match="holds mine in part only: run `raydr ingest folder"):
+        ingest.ready(RECIPE, run)
+    with pytest.raises(UserError, match="holds mine in part only"):
+        add(out, "folder", few(tmp_path / "other", first=50))
+    assert add(out, "folder", tree)["source"]["added"] == 4
+    assert rows_of(out) == before
+
+
+def test_folds_by_seed_and_from_lists(tmp_path) -> None:
+    tree = few(tmp_path / "mine")
+    add(tmp_path / "drawn", "folder", tree, num_folds=2, per_grade=1)
+    rows = rows_of(tmp_path / "drawn")
+    for fold in (0, 1):
+        assert sorted(row["grade"] for row in rows if row["fold"] == fold) == [0, 1, 2, 3, 4]
+    flat = write(tmp_path / "flat", {f"{g}{k}.png": photograph(g * 4 + k, "PNG") for g in range(5) for k in range(2)})
+    write(flat, {"train.csv": "image,grade\n" + "".join(f"{g}{k}.png,{g}\n" for g in range(5) for k in range(2))})
+    write(tmp_path / "lists", {"fold1_val.txt": "21.png 2\n", "fold0_val.txt": "40.png 4\n11.png 1\n"})
+    add(tmp_path / "listed", "csv", flat, folds=str(tmp_path / "lists"))
+    folds = {row["image_id"]: row["fold"] for row in rows_of(tmp_path / "listed")}
+    assert {k: v for k, v in folds.items() if v is not None} == {"flat/21": 1, "flat/40": 0, "flat/11": 0}
+    write(tmp_path / "lists", {"fold1_val.txt": "21.png 3\n"})
+    with pytest.raises(UserError, match="says grade 3 for flat/21, the data set says 2"):
+        add(tmp_path / "other", "csv", flat, folds=str(tmp_path / "lists"))
+
+
+def copy_of(seed: int, quality: int = 70, size: tuple[int, int] = (480, 400)) -> bytes:
+    buffer = io.BytesIO()
+    drawing(seed, width=size[0], height=size[1]).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def test_duplicates_across_data_sets_are_found_followed_and_dropped(tmp_path, capsys) -> None:
+    official = write(tmp_path / "official", {f"test/{k % 5}/{k}.jpg": copy_of(k, 95) for k in range(6)})
+    # 3 and 4 are pictures of the official test set under other names; 100 and 101 are one picture.
+    copies = {"labels.csv": "image,grade\na.jpg,3\nb.jpg,4\nc.jpg,0\nd.jpg,0\ne.jpg,1\n", "a.jpg": copy_of(3)}
+    copies |= {"b.jpg": copy_of(4), "c.jpg": copy_of(100), "d.jpg": copy_of(100, 50), "e.jpg": copy_of(102)}
+    free = write(tmp_path / "free", copies)
+    out = tmp_path / "out"
+    add(out, "folder", official)
+    about = add(out, "csv", free)["source"]
+    assert (about["duplicates"], about["duplicates_of_other_data_sets"], about["leaks"]) == (3, 2, 0)
+    split = {row["image_id"]: row["split"] for row in rows_of(out)}
+    assert split["free/a"] == split["free/b"] == "test"
+    assert split["free/c"] == split["free/d"]
+    assert cli.main(["audit", str(out), "--strict"]) == 0
+    audit = json.loads((out / "report/audit.json").read_text())
+    assert audit["counts"]["across data sets"] == 2
+    assert "free/a" in (out / "report/audit.html").read_text()
+
+    # As training photographs of their own folder layout they leak, and --drop-duplicates mends it.
+    train = write(tmp_path / "train", {"train/3/a.jpg": copy_of(3), "train/1/e.jpg": copy_of(102)})
+    leaky, clean = tmp_path / "leaky", tmp_path / "clean"
+    for place, drop in ((leaky, False), (clean, True)):
+        add(place, "folder", official)
+        capsys.readouterr()
+        about = add(place, "folder", train, drop_duplicates=drop)["source"]
+        said = " ".join(capsys.readouterr().out.split())
+        assert about["leaks"] == (0 if drop else 1)
+        assert ("stand on both sides of a split" in said) is not drop
+    assert cli.main(["audit", str(leaky), "--strict"]) == 1
+    assert cli.main(["audit", str(leaky)]) == 0
+    assert cli.main(["audit", str(clean), "--strict"]) == 0
+    kept = {row["image_id"] for row in rows_of(clean)}
+    assert "train/train/3/a" not in kept
+    assert {"train/train/1/e", "official/test/3/3"} <= kept
+    note = shards.quarantined(Run(str(clean)), "real")[0]
+    assert (note["key"], note["reason"]) == ("train/train/3/a.jpg", "duplicate")
+    assert "official/test/3/3" in note["detail"]
+
+
+def test_buckets_on_both_sides(bucket, tmp_path) -> None:
+    """IDRiD's folders hold blanks: they survive an s3:// address, and so does the whole way into another prefix."""
+    from pyarrow import fs
+
+    root = plant("idrid", tmp_path / "idrid")
+    store, _ = Run(f"{bucket}/x").filesystem()
+    fs.copy_files(str(root), "bucket/sets", fs.LocalFileSystem(), store)
+    summary = add(f"{bucket}/out", "idrid", f"{bucket}/sets/")
+    assert summary["source"]["added"] == 3
+    here = rows_of(f"{bucket}/out")
+    add(tmp_path / "out", "idrid", root)
+    assert here == rows_of(tmp_path / "out")
+    assert add(f"{bucket}/out", "idrid", f"{bucket}/sets")["source"]["added"] == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["run", "--recipe", "ddr_sd15"], r"holds no photographs yet: run `raydr ingest ddr PATH --recipe ddr_sd15"),
+        (["ingest", "--recipe", "ddr_sd15"], "holds no photographs yet"),
+        (["ingest", "ddr", "--recipe", "ddr_sd15"], "raydr ingest ddr lacks the PATH"),
+        (["ingest", "kaggle", "/nowhere", "--recipe", "ddr_sd15"], "unknown source 'kaggle'"),
+        (["ingest", "ddr", "/nowhere", "--recipe", "ddr_sd15"], "/nowhere does not exist"),
+        (["ingest", "ddr", "/nowhere", "--recipe", "phantom"], "replicates are cohorts of phantoms"),
+    ],
+)
+def test_users_mistakes_are_one_sentence(argv, sentence, tmp_path, capsys) -> None:
+    import re
+
+    assert cli.main([*argv, "--out", str(tmp_path / "out")]) == 2
+    assert re.search(sentence, " ".join(capsys.readouterr().out.split()))
+
+
+def test_dry_run_says_what_would_be_added_and_writes_nothing(tmp_path, capsys) -> None:
+    tree = plant("ddr", tmp_path / "ddr")
+    argv = ["ingest", "ddr", str(tree), "--recipe", "ddr_sd15", "--fold", "None", "--out", str(tmp_path / "out")]
+    assert cli.main([*argv, "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "DDR: 5 photographs (3 train, 2 test) in 1 shards; set aside: 1 file without label" in said
+    assert not (tmp_path / "out" / "recipe.json").exists()
+
+
+def test_a_vanished_file_is_a_sentence_and_not_a_traceback(tmp_path) -> None:
+    row = Row("gone.jpg", "D/gone", "D", "train", None, 0, True, None, 10)
+    with pytest.raises(UserError, match=r"gone\.jpg has gone from"):
+        prepare_rows([row], str(tmp_path), 64, "circle")
+
+
+def test_a_file_that_kills_its_reader_is_set_aside(tmp_path) -> None:
+    kill = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(Unusable) as caught:
+        require_survival(b"x", 64, "circle", kill)
+    assert (caught.value.reason, caught.value.detail) == (CRASHED, "exit code -9")
+    # Isolation changes nothing about what is usable, nor any pixel.
+    write(tmp_path, {"a.jpg": photograph(1), "b.jpg": b""})
+    rows = [Row(f"{name}.jpg", f"D/{name}", "D", "train", None, 0, True, None, 9) for name in "ab"]
+    plain, alone = (prepare_rows(rows, str(tmp_path), 64, "circle", isolated) for isolated in (False, True))
+    assert plain == alone
+    assert [entry.reason for entry in plain[1]] == ["empty file"]
+
+
+def test_huge_files_are_not_read(tmp_path) -> None:
+    row = Row("a.tif", "D/a", "D", "train", None, 0, True, None, 400_000_000)
+    assert prepare_rows([row], str(tmp_path), 64, "circle")[1][0].reason == "absurd size"
+
+
+def test_names_become_keys_and_stay_apart() -> None:
+    names = ["DDR", "Messidor-2", "my set", "my-set", "My set!", "Ärzte", "..", "a" * 90]
+    slugs = [source_record.slug(name) for name in names]
+    assert slugs[:2] == ["DDR", "Messidor-2"]
+    assert len(set(slugs)) == len(names)
+    for slug in slugs:
+        assert Run("/x").path(f"real/{slug}-000000.parquet")
+
+
+def test_pictures_are_thumbnails_where_fetched_and_whole_where_not(tmp_path) -> None:
+    tree, out = write(tmp_path / "mine", {"train/0/a.jpg": copy_of(1), "train/1/b.jpg": copy_of(2)}), tmp_path / "out"
+    add(out, "folder", tree, Recipe(name="test", ingest=Ingest(source="folder", px=256)))
+    table = columns_of(Run(str(out)), "real", schema.REAL, ["image_id"]).to_pylist()
+    pictures = Pictures(Run(str(out)), {row["image_id"]: row["shard"] for row in table})
+    pictures.fetch(["mine/train/0/a"])
+    assert decode(pictures("mine/train/0/a")).shape == (PX, PX, 3)
+    stored = {row["image_id"]: row["image"] for row in rows_of(out)}
+    assert pictures("mine/train/1/b") == stored["mine/train/1/b"]
+
+
+@pytest.mark.slow
+def test_killed_anywhere_the_same_command_gives_the_same_table(tmp_path) -> None:
+    tree = few(tmp_path / "mine", per_grade=60)
+    argv = ["ingest", "folder", str(tree), "--recipe", "ddr_sd15", "--fold", "None", "--px", "96", "--shard-size", "8"]
+    argv += ["--num-folds", "2", "--per-grade", "5"]
+    assert cli.main([*argv, "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "raydr", *argv, "--out", str(out)]
+    # Twice in the first pass, twice in the second; 38 shards in all.
+    for pattern, count in (("staging/*/*.parquet", 4), ("staging/*/*.parquet", 20), ("real/*", 3), ("real/*", 20)):
+        with tempfile.TemporaryDirectory(prefix="rd", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+            environment = os.environ | {"RAYDR_RAY_TEMP": temporary}
+            with (tmp_path / "log").open("w") as log:
+                process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=log, stderr=log)
+            while len(list(out.glob(pattern))) < count:
+                time.sleep(0.02)
+                assert process.poll() is None, (tmp_path / "log").read_text()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            time.sleep(1)
+    assert len(list((out / "real").glob("*.parquet"))) < 38
+    assert shards.completed(Run(str(out)), "real") is None
+    assert cli.main([*argv, "--out", str(out)]) == 0
+    ours, theirs = rows_of(out), rows_of(tmp_path / "whole")
+    assert len(ours) == 300
+    assert ours == theirs
+    for shard in sorted((out / "real").glob("*.parquet")):
+        table = pq.read_table(shard)
+        other = pq.read_table(tmp_path / "whole" / "real" / shard.name)
+        for a, b in zip(table["image"].to_pylist(), other["image"].to_pylist(), strict=True):
+            np.testing.assert_array_equal(decode(a), decode(b))
+    assert shards.verify(Run(str(out))) == []
