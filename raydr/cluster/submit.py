@@ -40,6 +40,8 @@ UPLOADED = ("raydr", "jobs", "pyproject.toml", "README.md", "LICENSE")
 NOISY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env")
 # A head node that restarts, or a laptop that slept, is back within this.
 PATIENCE_SECONDS = 600.0
+# A cluster that has just started answers "No available agent to submit job", for 5-10 s on two cores.
+START_SECONDS = 60.0
 LOST = (OSError, aiohttp.ClientError, asyncio.TimeoutError, RuntimeError)
 
 
@@ -177,13 +179,19 @@ def _send(client: JobSubmissionClient, name: str, stage: str, argv: Sequence[str
     """Submit; an id that is taken by now means that another submitter was first, and its job is the one."""
     entrypoint = shlex.join(["python", "-m", "raydr", stage, *argv])
     terminal.note(f"job {name}: {entrypoint}")
-    try:
-        client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env())
-    except (requests.RequestException, RuntimeError) as error:
-        with contextlib.suppress(requests.RequestException, RuntimeError):
-            client.get_job_info(name)  # the request arrived, though its answer did not
+    started = time.monotonic()
+    while True:
+        try:
+            client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env())
             return
-        raise UserError(f"The cluster took no job ({str(error).splitlines()[0]}): try again") from None
+        except (requests.RequestException, RuntimeError) as error:
+            with contextlib.suppress(requests.RequestException, RuntimeError):
+                client.get_job_info(name)  # the request arrived, though its answer did not
+                return
+            refused = "status code 4" in str(error)
+            if refused or time.monotonic() - started > START_SECONDS:
+                raise UserError(f"The cluster took no job ({str(error).splitlines()[0]}): look at its logs") from None
+        time.sleep(2.0)
 
 
 class Tail:
