@@ -38,8 +38,8 @@ def demo() -> Recipe:
         ensemble=Ensemble(
             members=(
                 Member(grader, inner_fold=0, seed=0),
-                Member(replace(grader, backbone="test_resnet", px=48), inner_fold=1, seed=1),
-                Member(replace(grader, backbone="test_vit2", learning_rate=1e-3), inner_fold=2, seed=2),
+                Member(replace(grader, px=48), inner_fold=1, seed=1),
+                Member(grader, inner_fold=2, seed=2),
             )
         ),
         finetune=Finetune(steps=80, ecc_start=40, ecc_calls=2),
