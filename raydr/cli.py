@@ -98,8 +98,8 @@ def parser() -> argparse.ArgumentParser:
     base.add_argument("-h", "--help", action="help", help="show this and exit")
     base.add_argument("name", choices=["phantom"])
     base.add_argument("--to", required=True, metavar="FOLDER", help="where the diffusers folder goes")
-    base.add_argument("--vae-steps", type=int, default=1200, help="optimisation steps of the VAE (default: 1200)")
-    base.add_argument("--unet-steps", type=int, default=2000, help="optimisation steps of the UNet (default: 2000)")
+    base.add_argument("--vae-steps", type=int, help="optimisation steps of the VAE (default: as the shipped base)")
+    base.add_argument("--unet-steps", type=int, help="optimisation steps of the UNet (default: as the shipped base)")
     return main
 
 

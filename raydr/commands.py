@@ -115,9 +115,11 @@ def regenerate(options: Any) -> int:
 
 
 def base(options: Any) -> int:
-    from raydr.diffusion.base import BaseConfig, build
+    from raydr.diffusion.base import build
+    from raydr.diffusion.cohorts import BaseConfig
 
-    config = BaseConfig(vae_steps=options.vae_steps, unet_steps=options.unet_steps)
+    steps = {"vae_steps": options.vae_steps, "unet_steps": options.unet_steps}
+    config = BaseConfig(**{name: value for name, value in steps.items() if value is not None})
 
     def on_event(event: dict[str, Any]) -> None:
         terminal.note(

@@ -1,6 +1,6 @@
 """Build the small Stable-Diffusion-shaped base that ships with raydr, from nothing but phantoms.
 
-    raydr base phantom --to FOLDER [--vae-steps 1200] [--unet-steps 2000]
+    raydr base phantom --to FOLDER
 
 Tokenizer, CLIP text model, AutoencoderKL (f = 2, 6 channels: at f = 4 microaneurysms vanish, and with 4
 channels the colour of small lesions does: graded .79 after encode-decode where the originals had .96),
@@ -14,76 +14,20 @@ report. Every phase resumes from FOLDER's `work` directory.
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from raydr.diffusion.cohorts import BaseConfig, cohorts, proportional, render_all
 from raydr.diffusion.model import PHANTOM_BASE, from_uint8
-from raydr.diffusion.parts import PX, TOKENS, build_parts
-from raydr.fundus.phantom import render
+from raydr.diffusion.parts import TOKENS, build_parts
+from raydr.errors import UserError
 from raydr.grades import APTOS_COUNTS, EYEPACS_COUNTS
 from raydr.identity import rng_of, seed_of
 from raydr.prompts import prior_prompt
-
-# Recipes refuse cohort seeds from here on, so no test or training phantom is one the base has seen.
-FIRST_BASE_SEED = 900_000
-
-
-@dataclass(frozen=True)
-class BaseConfig:
-    # Phantoms per cohort.
-    num_phantoms: int = 8000
-    vae_steps: int = 1450
-    unet_steps: int = 2150
-    # Last, with the encoder frozen.
-    decoder_steps: int = 400
-    batch: int = 16
-    vae_learning_rate: float = 2e-3
-    learning_rate: float = 1e-3
-    # Pixels that a lesion changed weigh this much more in the VAE's loss.
-    lesion_weight: float = 8.0
-    seed: int = FIRST_BASE_SEED
-
-
-def proportional(total: int, counts: tuple[int, ...]) -> list[int]:
-    """Split `total` as `counts` are split; every grade gets at least one."""
-    return [max(1, round(total * count / sum(counts))) for count in counts]
-
-
-def cohorts(config: BaseConfig) -> list[dict[str, Any]]:
-    """The rows that the base is trained on: seed, index, grade, data set, whether labelled."""
-    rows = []
-    for k, (dataset, counts) in enumerate((("EyePACS", EYEPACS_COUNTS), ("APTOS", APTOS_COUNTS))):
-        grades = np.repeat(np.arange(5), proportional(config.num_phantoms, counts))
-        rows += [
-            {"seed": config.seed + k, "index": i, "grade": int(g), "dataset": dataset, "labelled": k == 1}
-            for i, g in enumerate(grades)
-        ]
-    return rows
-
-
-def _render_all(config: BaseConfig, work: Path, on_event: Callable[[dict], None]) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (N, 64, 64, 3) phantoms and bool (N, 64, 64) masks of the pixels that lesions changed."""
-    path = work / f"phantoms-{config.num_phantoms}.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            return stored["images"], stored["masks"]
-
-    def one(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        image, _ = render(row["seed"], row["index"], row["grade"], PX, row["dataset"])
-        healthy, _ = render(row["seed"], row["index"], row["grade"], PX, row["dataset"], lesions=False)
-        return image, np.abs(image.astype(np.int16) - healthy).max(-1) > 8
-
-    with ThreadPoolExecutor(2) as pool:
-        pairs = list(pool.map(one, cohorts(config)))
-    images, masks = (np.stack(part) for part in zip(*pairs, strict=True))
-    on_event({"phase": "phantoms", "step": len(images)})
-    np.savez(path, images=images, masks=masks)
-    return images, masks
 
 
 def _checkpoint(path: Path, step: int, **parts: Any) -> None:
@@ -270,10 +214,17 @@ def save(config: BaseConfig, parts: tuple, folder: Path) -> None:
 def build(
     config: BaseConfig, folder: Path = PHANTOM_BASE, work: Path | None = None, on_event: Callable[[dict], None] = print
 ) -> None:
-    """Render, train and save the base; the same call again goes on where it was cut."""
+    """Render, train and save the base; the same call again goes on where it was cut.
+
+    Raises UserError where `work` holds the halves of another configuration.
+    """
     work = work or folder / "work"
     work.mkdir(parents=True, exist_ok=True)
-    images, masks = _render_all(config, work, on_event)
+    settings = work / "config.json"
+    if settings.exists() and json.loads(settings.read_text()) != asdict(config):
+        raise UserError(f"{work} holds a build with other settings: delete it, or build in another folder")
+    settings.write_text(json.dumps(asdict(config)))
+    images, masks = render_all(config, work, on_event)
     parts = build_parts(config.seed, folder)
     tokenizer, _, vae, _, scheduler = parts
     train_vae(config, vae, images, masks, work, on_event)

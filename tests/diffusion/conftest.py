@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from raydr.diffusion.base import BaseConfig, save
+from raydr.diffusion.base import save
+from raydr.diffusion.cohorts import BaseConfig
 from raydr.diffusion.model import load_base
 from raydr.diffusion.parts import build_parts
 

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 
 from raydr import recipes
 from raydr.diffusion import base
-from raydr.diffusion.base import FIRST_BASE_SEED, BaseConfig, cohorts, proportional
+from raydr.diffusion.cohorts import FIRST_BASE_SEED, BaseConfig, cohorts, proportional
 from raydr.diffusion.model import load_base
 from raydr.diffusion.parts import TOKENS
+from raydr.errors import UserError
 from raydr.grades import APTOS_COUNTS, EYEPACS_COUNTS, GRADES, STAGES
 from raydr.lineage import phantom_seed
 from raydr.prompts import instance_prompt
@@ -101,6 +102,17 @@ def test_mirrored_latents_follow_the_images(shared):
     torch.testing.assert_close(latents[2:], mirrored[:2])
 
 
+def test_a_build_is_not_continued_with_other_settings(tmp_path):
+    def cut(event):
+        raise CutError
+
+    for _ in range(2):
+        with pytest.raises(CutError):
+            base.build(BaseConfig(num_phantoms=2), tmp_path, on_event=cut)
+    with pytest.raises(UserError, match="other settings"):
+        base.build(BaseConfig(num_phantoms=3), tmp_path, on_event=cut)
+
+
 class CutError(Exception):
     pass
 
@@ -126,9 +138,10 @@ def test_a_cut_build_ends_in_the_same_bytes(tmp_path, monkeypatch):
     for phase in dict.fromkeys(phases):
         with pytest.raises(CutError):
             base.build(config, tmp_path / "cut", work, cut_after(phase))
-    with monkeypatch.context() as patch, pytest.raises(CutError):  # all trained, nothing saved yet
+    with monkeypatch.context() as patch:  # all trained, nothing saved yet
         patch.setattr(base, "save", lambda *arguments: cut_after("save")({"phase": "save"}))
-        base.build(config, tmp_path / "cut", work, lambda event: None)
+        with pytest.raises(CutError):
+            base.build(config, tmp_path / "cut", work, lambda event: None)
     base.build(config, tmp_path / "cut", work, lambda event: None)
     for part in ("text_encoder/model", "vae/diffusion_pytorch_model", "unet/diffusion_pytorch_model"):
         one, other = (load_file(tmp_path / name / f"{part}.safetensors") for name in ("whole", "cut"))
