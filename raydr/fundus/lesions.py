@@ -72,7 +72,9 @@ class Plan:
             if min(abs(x), abs(y)) > 0.03 and math.hypot(x - self.disc[0], y - self.disc[1]) > 0.2:
                 return x, y
 
-    def add(self, kind: str, size: tuple[float, float], quadrant: int | None = None, at: Any = None, **where: Any) -> None:
+    def add(
+        self, kind: str, size: tuple[float, float], quadrant: int | None = None, at: Any = None, **where: Any
+    ) -> None:
         x, y = at if at is not None else self.place(quadrant, **where)
         self.lesions.append(
             Lesion(kind, quadrant_of(x, y, self.nasal), x, y, self.rng.uniform(*size), self.rng.uniform(0, 2 * math.pi))

@@ -39,7 +39,9 @@ class Camera:
 
 CAMERAS = {
     "DDR": Camera(),
-    "EyePACS": Camera(red=(165, 240), green=(70, 125), blue=(25, 75), blur_px=(0.1, 0.45), noise=(1, 4), field=(0.9, 1.02)),
+    "EyePACS": Camera(
+        red=(165, 240), green=(70, 125), blue=(25, 75), blur_px=(0.1, 0.45), noise=(1, 4), field=(0.9, 1.02)
+    ),
     "APTOS": Camera(red=(150, 205), green=(80, 120), blue=(20, 50), blur_px=(0.1, 0.4), field=(0.95, 1.05)),
     "Messidor-2": Camera(red=(190, 240), green=(95, 130), blue=(45, 80), blur_px=(0.1, 0.3), noise=(0.5, 2)),
 }
@@ -49,7 +51,9 @@ def _supersampling(px: int) -> int:
     return 4 if px <= 128 else 3 if px <= 256 else 2
 
 
-def _background(rng: np.random.Generator, camera: Camera, side: int, radius: float, macula: tuple[float, float]) -> Image.Image:
+def _background(
+    rng: np.random.Generator, camera: Camera, side: int, radius: float, macula: tuple[float, float]
+) -> Image.Image:
     """Retina without vessels: tint, uneven illumination, mottling, macula. RGB, side x side."""
     low = 48  # illumination is smooth: computed at 48 px and enlarged, a fiftieth of the work
     axis = (np.arange(low) + 0.5 - low / 2) * (side / low) / radius
@@ -58,7 +62,9 @@ def _background(rng: np.random.Generator, camera: Camera, side: int, radius: flo
     centre = rng.uniform(-0.25, 0.25, 2)
     light = 1.08 - rng.uniform(0.2, 0.5) * ((x - centre[0]) ** 2 + (y - centre[1]) ** 2)
     light = light + rng.uniform(-0.12, 0.12) * x + rng.uniform(-0.12, 0.12) * y
-    coarse = Image.fromarray(rng.normal(0, 1, (10, 10)).astype(np.float32), "F").resize((low, low), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.normal(0, 1, (10, 10)).astype(np.float32), "F").resize(
+        (low, low), Image.Resampling.BICUBIC
+    )
     light = light + rng.uniform(0.01, 0.05) * np.asarray(coarse)
     spot = np.exp(-((x - macula[0]) ** 2 + (y - macula[1]) ** 2) / (2 * rng.uniform(0.1, 0.15) ** 2))
     light = light * (1 - rng.uniform(0.25, 0.45) * spot)
@@ -66,13 +72,17 @@ def _background(rng: np.random.Generator, camera: Camera, side: int, radius: flo
     return Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _vessels(rng: np.random.Generator, size: int, radius: float, disc: tuple[float, float], nasal: int) -> tuple[Image.Image, Image.Image]:
+def _vessels(
+    rng: np.random.Generator, size: int, radius: float, disc: tuple[float, float], nasal: int
+) -> tuple[Image.Image, Image.Image]:
     """Masks (arteries, veins) of a branching tree that leaves the disc. L, size x size."""
     masks = Image.new("L", (size, size)), Image.new("L", (size, size))
     pens = tuple(ImageDraw.Draw(mask) for mask in masks)
     vein_width = 5 / 512 * 2 * radius
 
-    def grow(x: float, y: float, heading: float, bend: float, width: float, pen: ImageDraw.ImageDraw, length: int) -> None:
+    def grow(
+        x: float, y: float, heading: float, bend: float, width: float, pen: ImageDraw.ImageDraw, length: int
+    ) -> None:
         points = [(x, y)]
         step = 0.075
         for k in range(length):
@@ -148,7 +158,11 @@ def render(
     for scale, fill in ((1.1, 70), (1.0, 150), (0.85, 200), (0.45, 245)):
         canvas._disc(pen, x, y, diameter * scale, fill, stretch=0.92)
     # Vessels run over the disc's rim: take half of them out of its mask.
-    layer = ImageChops.subtract(layer, ImageChops.lighter(arteries, veins), scale=1.0, offset=0) if rng.random() < 0.5 else layer
+    layer = (
+        ImageChops.subtract(layer, ImageChops.lighter(arteries, veins), scale=1.0, offset=0)
+        if rng.random() < 0.5
+        else layer
+    )
     image.paste((248, 218, 150), mask=layer)
     _distractors(rng, canvas)
 
@@ -160,7 +174,9 @@ def render(
         ledger = [lesion.row() for lesion in planned]
 
     field = Image.new("L", image.size)
-    ImageDraw.Draw(field).ellipse((size / 2 - radius, size / 2 - radius, size / 2 + radius, size / 2 + radius), fill=255)
+    ImageDraw.Draw(field).ellipse(
+        (size / 2 - radius, size / 2 - radius, size / 2 + radius, size / 2 + radius), fill=255
+    )
     image = Image.composite(image, Image.new("RGB", image.size), field).reduce(factor)
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*look.blur_px) * max(1.0, px / 256)))
     gamma = rng.uniform(*look.gamma)
