@@ -200,6 +200,10 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
 
         shape = dataclasses.replace(shape, address=options.address)
     stages = STAGES if options.command in ("run", "demo") else (options.command,)
+    if "sweep" in stages:
+        from raydr.plan import check
+
+        check(recipe)
     if options.dry_run:
         dry_run(recipe, Run(out), stages)
     if source and source != ["phantom"]:

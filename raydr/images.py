@@ -9,6 +9,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from raydr.errors import DamagedData
+
 # Refuse decompression bombs: 200 megapixels is twice the largest fundus camera sold.
 MAX_PIXELS = 200_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -27,8 +29,17 @@ def encode(pixels: np.ndarray, codec: str = "webp") -> bytes:
 
 
 def decode(data: bytes, px: int | None = None) -> np.ndarray:
-    """Decode to uint8 RGB (H, W, 3); with `px`, resized to (px, px, 3) by a box-antialiased filter."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    """Decode to uint8 RGB (H, W, 3); with `px`, resized to (px, px, 3) by a box-antialiased filter.
+
+    Raises OSError for bytes that are no whole image, DamagedData for one of more than MAX_PIXELS.
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise DamagedData(f"An image is no photograph: {error}") from None
+    if image.width * image.height > MAX_PIXELS:  # Pillow only warns up to twice this
+        raise DamagedData(f"An image is no photograph: {image.width} x {image.height} px")
+    image = image.convert("RGB")
     if px is not None and image.size != (px, px):
         image = image.resize((px, px), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return np.asarray(image)

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 from raydr import shards
 from raydr.config import Recipe
+from raydr.errors import UserError
+from raydr.grades import GRADES
 from raydr.record import replicates
+from raydr.selection import arm_named
 from raydr.storage import Run
 
 
@@ -15,6 +18,29 @@ class Row:
     work: str
     done: str
     cost: str  # measured seconds, or "unmeasured"
+
+
+def check(recipe: Recipe) -> None:
+    """UserError where the sweep asks for images that no stage before it makes: said at once, not hours later."""
+    finetune, sweep = recipe.finetune, recipe.sweep
+    trained = set(GRADES) if finetune.joint else set(finetune.grades)
+    for name in sweep.arms:
+        source = arm_named(name).source
+        if source in ("plain", "ecc"):
+            if source not in finetune.kinds:
+                raise UserError(f"sweep.arms: {name} takes {source} images, and finetune.kinds is {finetune.kinds}")
+            if not set(sweep.grades) <= trained:
+                raise UserError(
+                    f"sweep.grades {sweep.grades} are to get images of {name}, and finetune.grades trains "
+                    f"{finetune.grades} alone"
+                )
+        elif source in ("prior", "fresh") and recipe.ingest.source == "phantom":
+            there = [sum(part.counts[g] for part in recipe.ingest.phantoms if part.split == source) for g in GRADES]
+            short = [grade for grade in sweep.grades if not there[grade]]
+            if short:
+                raise UserError(
+                    f"sweep.arms: {name} takes {source} photographs, of which ingest has no grade {short[0]}"
+                )
 
 
 def describe(recipe: Recipe, target: Run) -> list[Row]:
