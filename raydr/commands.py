@@ -133,9 +133,13 @@ def base(options: Any) -> int:
 def audit(options: Any) -> int:
     from raydr.cluster import audit as stage
 
-    found = stage.run(options.out)
-    terminal.line("audit", f"{len(found.leaks)} leaks, {len(found.warnings)} warnings; report/audit.html")
-    return 1 if options.strict and found.leaks else 0
+    leaks = 0
+    for place in _places(options.out):
+        found = stage.run(place)
+        leaks += len(found.leaks)
+        told = f"{len(found.leaks)} leaks, {len(found.warnings)} warnings"
+        terminal.line("audit", f"{told}; {place.url}/report/audit.html")
+    return 1 if options.strict and leaks else 0
 
 
 def doctor(options: Any) -> int:

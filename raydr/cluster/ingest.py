@@ -129,6 +129,9 @@ def run(recipe: Recipe, out: str | Run) -> dict[str, Any]:
                 finished += answer["rows"]
                 session.report_to(meter, done=finished)
     complete(recipe, target)
+    from raydr.cluster.audit import write_card  # imports scikit-learn: a second that --help should not wait for
+
+    write_card(target)
     counts = {part.split: list(part.counts) for part in recipe.ingest.phantoms}
     return {"photographs": total, "rendered": sum(len(plan["indices"]) for plan in todo), "counts": counts}
 

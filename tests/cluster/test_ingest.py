@@ -28,7 +28,7 @@ from raydr.errors import BudgetExhausted, IdentityMismatch, MissingInput, UserEr
 from raydr.fundus.preprocess import Unusable, prepare
 from raydr.fundus.readers.rows import Row
 from raydr.images import decode
-from raydr.sources import Ingest
+from raydr.sources import Ingest, PhantomSet
 from raydr.storage import Run
 
 pytestmark = pytest.mark.timeout(240)
@@ -340,6 +340,29 @@ def test_buckets_on_both_sides(bucket, tmp_path) -> None:
     add(tmp_path / "out", "idrid", root)
     assert here == rows_of(tmp_path / "out")
     assert add(f"{bucket}/out", "idrid", f"{bucket}/sets")["source"]["added"] == 0
+
+
+def test_phantoms_and_photographs_share_a_table(tmp_path) -> None:
+    phantoms = (PhantomSet("DDR", "train", (2,) * 5), PhantomSet("DDR", "fresh", (0, 2, 0, 2, 0)))
+    recipe = Recipe(name="test", ingest=Ingest(px=64, shard_size=8, phantoms=phantoms, max_quarantine=0.9))
+    out, idrid = tmp_path / "out", plant("idrid", tmp_path / "idrid")
+    run = Run(str(out))
+    assert add(out, "idrid", idrid, recipe, role="external")["complete"] is False
+    assert shards.completed(run, "real") is None  # the recipe's phantoms are still to come
+    pipeline.run(recipe, run, stages=("ingest",), report=False)
+    assert shards.completed(run, "real")["rows"] == 10 + 4 + 3
+    card = json.loads((out / "report/dataset-card.json").read_text())
+    assert {(source["dataset"], source["reader"]) for source in card["sources"]} == {
+        ("IDRiD", "idrid"), ("DDR", "phantom")
+    }  # fmt: skip
+    with pytest.raises(UserError, match="holds phantoms called DDR: name this source with --dataset"):
+        add(out, "ddr", plant("ddr", tmp_path / "ddr"), recipe)
+    assert add(out, "ddr", tmp_path / "ddr", recipe, dataset="DDR-real")["complete"] is True
+    assert {row["image_id"] for row in rows_of(out) if row["dataset"] == "DDR-real"} == {
+        entry[0].replace("DDR/", "DDR-real/") for entry in EXPECTED["ddr"]
+    }
+    assert shards.completed(run, "real")["rows"] == 10 + 4 + 3 + 5
+    assert cli.main(["audit", str(out)]) == 0
 
 
 @pytest.mark.parametrize(
