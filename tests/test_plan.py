@@ -1,0 +1,81 @@
+import dataclasses
+
+import pytest
+
+from raydr import recipes
+from raydr.errors import UserError
+from raydr.plan import check, describe
+from raydr.storage import Run
+
+DEMO = recipes.named("demo")
+
+
+def changed(recipe=DEMO, **stages):
+    return dataclasses.replace(
+        recipe, **{name: dataclasses.replace(getattr(recipe, name), **fields) for name, fields in stages.items()}
+    )
+
+
+def works(recipe, tmp_path):
+    return {row.stage: (row.work, row.done, row.cost) for row in describe(recipe, Run(tmp_path))}
+
+
+def test_the_plan_of_an_empty_folder(tmp_path):
+    recipe = changed(
+        recipes.named("debug"),
+        finetune={"grades": (1, 3), "kinds": ("plain", "ecc"), "steps": 10, "ecc_start": 4},
+        synthesize={"count": 9},
+        sweep={"arms": ("real_only", "band"), "num_seeds": 3, "map_bands": ((0.5, 1.0),) * 2, "map_ratios": (0.5,)},
+    )
+    assert works(recipe, tmp_path) == {
+        "ingest": ("172 phantoms", "0", "unmeasured"),
+        "ensemble": ("3 graders", "0", "unmeasured"),
+        # Two grades of 10 plain steps, and ECC's last 6.
+        "finetune": ("4 generators, 32 steps", "0", "unmeasured"),
+        # 9 in whole shards of 8, for 2 kinds of 2 grades.
+        "synthesize": ("64 images", "0", "unmeasured"),
+        "sweep": ("8 trials of 6 steps", "0", "unmeasured"),
+    }
+    assert not list(tmp_path.iterdir()), "looking writes nothing"
+
+
+def test_ecc_without_plain_takes_all_its_steps(tmp_path):
+    recipe = changed(finetune={"kinds": ("ecc",), "steps": 80, "ecc_start": 40})
+    assert works(recipe, tmp_path)["finetune"][0] == "2 generators, 160 steps"
+
+
+def test_a_joint_generator_makes_all_grades(tmp_path):
+    recipe = changed(finetune={"joint": True}, synthesize={"count": 32, "accepted": 10})
+    assert works(recipe, tmp_path)["finetune"][0].startswith("2 generators")
+    assert works(recipe, tmp_path)["synthesize"][0] == "320 images, then to 10 in band each"
+
+
+def test_replicates_are_counted(tmp_path):
+    assert all("x 3 replicates" in row.work for row in describe(recipes.named("phantom"), Run(tmp_path)))
+
+
+def test_measured_seconds_are_the_cost(tmp_path):
+    Run(tmp_path).replace_json("logs/stages.json", {"ingest": {"seconds": 12.4}, "sweep": {"seconds": 3.0}})
+    found = works(DEMO, tmp_path)
+    assert [found[stage][2] for stage in ("ingest", "ensemble", "sweep")] == ["12 s", "unmeasured", "3 s"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"sweep": {"arms": ("real_only", "bandit")}}, "no arm 'bandit'"),
+        ({"finetune": {"kinds": ("plain",)}}, "ecc takes ecc images, and finetune.kinds is"),
+        ({"finetune": {"grades": (1,)}}, r"sweep.grades \(1, 3\).*finetune.grades trains \(1,\) alone"),
+        ({"sweep": {"grades": (1, 4)}}, r"sweep.grades \(1, 4\)"),
+        ({"ingest": {"phantoms": DEMO.ingest.phantoms[:-1]}}, "ceiling takes fresh photographs.*no grade 1"),
+    ],
+)
+def test_a_sweep_that_cannot_be_served_is_refused_at_once(fields, words):
+    with pytest.raises(UserError, match=words):
+        check(changed(**fields))
+
+
+def test_what_can_be_served_passes():
+    check(changed(finetune={"kinds": ("plain",)}, sweep={"arms": ("real_only", "band", "ceiling")}))
+    check(changed(finetune={"grades": (1,), "joint": True}))
+    check(changed(ingest={"source": "ddr", "phantoms": ()}))  # what real data sets hold is seen later
