@@ -40,7 +40,7 @@ UPLOADED = ("raydr", "jobs", "pyproject.toml", "README.md", "LICENSE")
 NOISY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env")
 # A head node that restarts, or a laptop that slept, is back within this.
 PATIENCE_SECONDS = 600.0
-# A cluster that has just started answers "No available agent to submit job", for 5-10 s on two cores.
+# A cluster that has just started has no agent yet, and answers so after 10 s of waiting for one.
 START_SECONDS = 60.0
 LOST = (OSError, aiohttp.ClientError, asyncio.TimeoutError, RuntimeError)
 
@@ -179,7 +179,7 @@ def _send(client: JobSubmissionClient, name: str, stage: str, argv: Sequence[str
     """Submit; an id that is taken by now means that another submitter was first, and its job is the one."""
     entrypoint = shlex.join(["python", "-m", "raydr", stage, *argv])
     terminal.note(f"job {name}: {entrypoint}")
-    started = time.monotonic()
+    started, told = time.monotonic(), False
     while True:
         try:
             client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env())
@@ -190,7 +190,13 @@ def _send(client: JobSubmissionClient, name: str, stage: str, argv: Sequence[str
                 return
             refused = "status code 4" in str(error)
             if refused or time.monotonic() - started > START_SECONDS:
-                raise UserError(f"The cluster took no job ({str(error).splitlines()[0]}): look at its logs") from None
+                raise UserError(
+                    f"The cluster took no job ({str(error).splitlines()[0]}): look at dashboard_agent.log (two Rays "
+                    "on one machine need different ports, --dashboard-agent-listen-port too)"
+                ) from None
+            if not told:
+                terminal.note("the cluster takes no jobs yet: trying again")
+                told = True
         time.sleep(2.0)
 
 

@@ -237,13 +237,24 @@ def test_a_cluster_that_is_just_starting_is_asked_again(monkeypatch, capsys):
 # Against Ray.
 
 HOLD = """
-import json, os, sys, time
-import ray
-info = ray.init(address="local", num_cpus=2, object_store_memory=150_000_000, include_dashboard=True,
-                dashboard_port=int(sys.argv[2]), _temp_dir=sys.argv[1], log_to_driver=False)
-print(json.dumps(info.address_info["webui_url"]), flush=True)
+import socket, sys
+from ray._private.utils import write_ray_address
+from ray.cluster_utils import Cluster
+
+def free():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+# Jobs go through the agent, whose fixed default port another Ray of this machine may hold.
+cluster = Cluster(initialize_head=True, head_node_args=dict(
+    num_cpus=2, object_store_memory=150_000_000, include_dashboard=True, temp_dir=sys.argv[1],
+    dashboard_port=free(), dashboard_agent_listen_port=free()))
+# As `ray start` does; else a job looks for a Ray among the machine's processes, and may find another's.
+write_ray_address(cluster.address, sys.argv[1])
+print(cluster.webui_url, flush=True)
 sys.stdin.read()
-ray.shutdown()
+cluster.shutdown()
 """
 
 
@@ -257,7 +268,7 @@ def cluster():
     # A job's `python` is the first on the PATH of the cluster.
     client |= {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder / "r"), "0"],
+        [sys.executable, "-c", HOLD, str(folder / "r")],
         env=client | {"RAY_AUTH_MODE": "token"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -266,7 +277,7 @@ def cluster():
     try:
         line = process.stdout.readline()
         assert line, "Ray did not start"
-        yield f"http://{json.loads(line)}", client
+        yield f"http://{line.strip()}", client
     finally:
         process.stdin.close()
         try:
