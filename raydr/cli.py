@@ -268,8 +268,10 @@ def override(recipe: Any, command: str, fields: list[str], show_help: bool = Fal
     whole = {"--seed", "--fold", "--num-replicates"}
     mine: list[str] = []
     wide: list[str] = []
+    names = [item.split("=")[0].replace("_", "-") for item in arguments]
     for k, item in enumerate(arguments):
-        (wide if item in whole or (k and arguments[k - 1] in whole) else mine).append(item)
+        is_value = k > 0 and names[k - 1] in whole and "=" not in arguments[k - 1]
+        (wide if names[k] in whole or is_value else mine).append(item)
     if wide:
         recipe = tyro.cli(type(recipe), default=recipe, args=wide, **options)
     changed = tyro.cli(type(getattr(recipe, command)), default=getattr(recipe, command), args=mine, **options)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydr import lineage, terminal
 from raydr.config import Recipe
-from raydr.errors import IdentityMismatch, MissingInput
+from raydr.errors import DamagedData, IdentityMismatch, MissingInput
 from raydr.identity import fingerprint
 from raydr.record import replicates
 from raydr.shapes import Shape
@@ -254,6 +254,10 @@ def write_report(target: Run) -> str:
 
     if not target.exists("recipe.json"):
         raise MissingInput(f"There is no run in {target.url}: name the --out of a run, or start one with `raydr run`")
+    record = target.read_json("recipe.json")
+    # A run of an older raydr can still be reported on: its recipe is shown, not restored.
+    if not isinstance(record, dict) or "num_replicates" not in (record.get("recipe") or {}):
+        raise DamagedData(f"recipe.json in {target.url} is no recipe of raydr: restore it, or use another --out")
     with telemetry.measured() as usage:
         where = page.write(target)
     spent = target.read_json("logs/stages.json") if target.exists("logs/stages.json") else {}

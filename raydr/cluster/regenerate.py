@@ -32,6 +32,8 @@ def run(target: Run, sample_id: str, to: str) -> str:
     recipe = stored_recipe(target)
     if recipe is None:
         raise MissingInput(f"There is no run in {target.url}: name the --out of a run (for replicates OUT/replicate-N)")
+    if not Path(to).absolute().parent.is_dir():
+        raise UserError(f"There is no folder {Path(to).absolute().parent} to write the image to: make it first")
     generator_id = sample_id.split("/")[0]
     table = shards.read(
         target, f"synthetic/{generator_id}", schema.SYNTHETIC, filter=pc.field("sample_id") == sample_id, required=False
