@@ -10,117 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from raydr import terminal
+from raydr.arguments import parser
 from raydr.errors import BudgetExhausted, UserError
 
 STAGES = ("ingest", "ensemble", "finetune", "synthesize", "sweep")
 DEMO_OUT = "raydr-demo"
-
-DESCRIPTION = "Balanced diabetic-retinopathy grading from imbalanced data, at cluster scale, on Ray."
-EPILOG = """stages, in order:
-  ingest      photographs -> OUT/real (Ray Data)
-  ensemble    graders that score images -> OUT/graders
-  finetune    diffusion LoRAs per grade -> OUT/generators (Ray Train)
-  synthesize  class-conditioned images, scored -> OUT/synthetic (Ray Data)
-  sweep       graders over arms and bands -> OUT/trials (Ray Tune)
-  report      OUT/report/index.html
-
-`raydr STAGE --help` lists the stage's fields with their defaults."""
-
-
-def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
-        "raydr", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    main.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = main.add_subparsers(dest="command", metavar="COMMAND")
-
-    def command(name: str, help: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=help, description=help, allow_abbrev=False, add_help=False)
-
-    for name, help in (
-        ("demo", "the whole pipeline on built-in phantom data, under 10 minutes on 2 cores"),
-        ("run", "all stages of a recipe, resuming what is there"),
-        ("ingest", "photographs -> real"),
-        ("ensemble", "train the graders that score images"),
-        ("finetune", "fine-tune the diffusion generators"),
-        ("synthesize", "generate and score images, to a count or a quota"),
-        ("sweep", "train graders over arms, seeds, bands and ratios"),
-    ):
-        stage = command(name, help)
-        stage.add_argument("-h", "--help", action="store_true", help="show this and every field with its default")
-        stage.add_argument("--recipe", help="debug, demo, phantom or ddr_sd15 (default: the run's own)")
-        stage.add_argument("--out", help="run directory: a path, s3://bucket/prefix or gs://bucket/prefix")
-        stage.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
-        stage.add_argument("--address", help="address of a Ray cluster (default: the job's own, else this machine)")
-        stage.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, then stop")
-        if name == "ingest":
-            source_arguments(stage)
-    for name, help in (
-        ("report", "write OUT/report/index.html and results.json"),
-        ("status", "what OUT holds: per stage, per generator and grade; needs no Ray"),
-        ("verify", "re-hash every committed shard of OUT"),
-        ("repair", "drop what `verify` finds damaged, so that the stage redoes only that"),
-    ):
-        plain = command(name, help)
-        plain.add_argument("-h", "--help", action="help", help="show this and exit")
-        plain.add_argument("out", metavar="OUT", help="run directory")
-        if name == "report":
-            plain.add_argument(
-                "--figures", metavar="DIR", help="also write figures (SVG, PDF, PNG) and tables (CSV, LaTeX)"
-            )
-    look = command("audit", "duplicates, leaks, shortcuts and class balance of OUT/real -> report/audit.html; no Ray")
-    look.add_argument("-h", "--help", action="help", help="show this and exit")
-    look.add_argument("out", metavar="OUT", help="run directory")
-    look.add_argument("--strict", action="store_true", help="exit 1 where a picture or a patient is in two splits")
-    live = command("watch", "serve the report of OUT live, on this machine only unless told otherwise")
-    live.add_argument("-h", "--help", action="help", help="show this and exit")
-    live.add_argument("out", metavar="OUT", help="run directory")
-    live.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
-    live.add_argument("--port", type=int, default=8266, help="port (default: 8266)")
-    job = command("submit", "send a command to a Ray cluster as a job, once, and follow it")
-    job.usage = "raydr submit COMMAND [--address URL] [--resume] [the command's own options]"
-    job.epilog = "Without --shape a stage takes --shape cluster. The same command again follows the job that runs."
-    job.add_argument("-h", "--help", action="help", help="show this and exit")
-    job.add_argument("job", metavar="COMMAND", help="run, ingest, ensemble, finetune, synthesize, sweep, report, ...")
-    job.add_argument("--address", metavar="URL", help="Ray's Jobs API (default: RAY_ADDRESS, http://127.0.0.1:8265)")
-    job.add_argument("--resume", action="store_true", help="send it again though its last job has ended")
-    doctor = command("doctor", "what is wrong with this machine or a cluster, and what will be slow")
-    doctor.add_argument("-h", "--help", action="help", help="show this and exit")
-    doctor.add_argument("--address", help="auto, HOST:PORT, or the URL of the Jobs API (default: this machine)")
-    doctor.add_argument("--out", help="also try the storage of this run: a path, s3://... or gs://...")
-    again = command("regenerate", "rebuild one sample from its row and compare the pixels")
-    again.add_argument("-h", "--help", action="help", help="show this and exit")
-    again.add_argument("out", metavar="OUT", help="run directory")
-    again.add_argument("sample_id", metavar="SAMPLE_ID", help="as in the report: GENERATOR/gGRADE/INDEX")
-    again.add_argument("--to", required=True, metavar="FILE", help="PNG to write")
-    base = command("base", "build the small phantom base from nothing (about an hour on 2 cores; resumes)")
-    base.add_argument("-h", "--help", action="help", help="show this and exit")
-    base.add_argument("name", choices=["phantom"])
-    base.add_argument("--to", required=True, metavar="FOLDER", help="where the diffusers folder goes")
-    base.add_argument("--vae-steps", type=int, help="optimisation steps of the VAE (default: as the shipped base)")
-    base.add_argument("--unet-steps", type=int, help="optimisation steps of the UNet (default: as the shipped base)")
-    return main
-
-
-def source_arguments(ingest: argparse.ArgumentParser) -> None:
-    """What `raydr ingest SOURCE PATH` takes beyond a stage's options."""
-    ingest.usage = "raydr ingest [SOURCE PATH] [options] [--FIELD VALUE ...]"
-    ingest.epilog = (
-        "SOURCE is ddr, eyepacs, aptos, idrid, messidor2, deepdrid, fgadr, folder or csv, PATH its folder (or "
-        "s3://, gs://); without them, the recipe's phantoms are drawn. Each call adds one data set to OUT/real."
-    )
-    ingest.add_argument(
-        "--role", choices=["prior", "external"], help="prior: trains generators only; external: test only"
-    )
-    ingest.add_argument("--dataset", help="name of the data set in prompts and ids (default: the published one)")
-    ingest.add_argument("--folds", metavar="LISTS", help="folder of published `name label` lists (default: drawn)")
-    ingest.add_argument("--split-seed", type=int, help="seed of splits and folds (default: the recipe's seed)")
-    ingest.add_argument("--num-folds", type=int, default=5, help="folds that are drawn (default: 5)")
-    ingest.add_argument("--per-grade", type=int, default=33, help="photographs of each grade in a fold (default: 33)")
-    ingest.add_argument(
-        "--drop-duplicates", action="store_true", help="leave out what the audit would; never test rows"
-    )
 
 
 def entry() -> None:

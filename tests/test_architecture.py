@@ -19,7 +19,7 @@ LEVELS = (
     {"jobs"},
     {"__main__"},
     {"cli"},
-    {"commands"},
+    {"commands", "arguments"},
     {"bench"},
     {"cluster"},
     {"diffusion", "report"},
