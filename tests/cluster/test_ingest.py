@@ -265,6 +265,74 @@ def test_a_damaged_shard_is_made_again_from_the_source(tmp_path) -> None:
     assert rows_of(out) == before
 
 
+def cut_before(monkeypatch, pass_) -> None:
+    """Let the ingest die before this pass, as a kill would."""
+    whole = ingest.map_shards
+
+    def cut(work, plans, *arguments):
+        if work is pass_:
+            raise RuntimeError("cut")
+        return whole(work, plans, *arguments)
+
+    monkeypatch.setattr(ingest, "map_shards", cut)
+
+
+def test_an_unfinished_source_keeps_the_stages_after_it_waiting(tmp_path, monkeypatch, staged) -> None:
+    first, second, out = few(tmp_path / "first"), few(tmp_path / "second", first=40), tmp_path / "out"
+    add(out, "folder", first)
+    assert shards.completed(Run(str(out)), "real") is not None
+    with monkeypatch.context() as patch:
+        cut_before(patch, ingest_passes.publish_shard)
+        with pytest.raises(RuntimeError, match="cut"):
+            add(out, "folder", second)
+    assert shards.completed(Run(str(out)), "real") is None
+    with pytest.raises(MissingInput, match="holds second in part only"):
+        ingest.ready(RECIPE, Run(str(out)))
+    staged.clear()
+    assert add(out, "folder", second)["source"]["added"] == 20
+    assert staged == []
+    assert shards.completed(Run(str(out)), "real")["rows"] == 40
+
+
+def test_a_file_swapped_between_the_passes_is_noticed_by_its_content(tmp_path, monkeypatch) -> None:
+    tree, out = few(tmp_path / "mine"), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        cut_before(patch, ingest_passes.publish_shard)
+        with pytest.raises(RuntimeError, match="cut"):
+            add(out, "folder", tree)
+    ingest_passes.drop(Run(str(out)), "staging/mine/000000.parquet")
+    victim = tree / "train/0/0.png"
+    data = bytearray(victim.read_bytes())
+    # Neither size nor time tells: the last byte differs, and the file is older than the ingest.
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    os.utime(victim, (1_000_000_000, 1_000_000_000))
+    with pytest.raises(UserError, match=r"the file of mine/train/0/0 was changed while its source was ingested"):
+        add(out, "folder", tree)
+    assert shards.completed(Run(str(out)), "real") is None
+
+
+def test_a_shard_that_took_its_worker_down_twice_is_tried_in_isolation(tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def noting(rows, base, px, crop, isolated):
+        seen.append(isolated)
+        return prepare_rows(rows, base, px, crop)
+
+    monkeypatch.setattr(ingest_passes, "prepare_rows", noting)
+    write(tmp_path, {"a.jpg": photograph(1)})
+    row = ["a.jpg", "D/a", "D", "train", None, 0, True, None, 9]
+    plan = {"key": "staging/D/000000.parquet", "fingerprint": "f", "rows": [row]}
+    for _ in range(4):
+        ingest_passes.stage_shard(plan, str(tmp_path / "out"), str(tmp_path), 64, "circle")
+    assert seen == [False, False, True, True]
+
+
+def test_a_csv_may_be_named_itself(tmp_path) -> None:
+    root = plant("csv", tmp_path / "mine")
+    assert add(tmp_path / "out", "csv", root / "labels.csv")["source"]["kept"] == 2
+
+
 def test_folds_by_seed_and_from_lists(tmp_path) -> None:
     tree = few(tmp_path / "mine")
     add(tmp_path / "drawn", "folder", tree, num_folds=2, per_grade=1)
