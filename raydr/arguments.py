@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help, allow_abbrev=False, add_help=False)
 
     for name, help in (
-        ("demo", "the whole pipeline on built-in phantom data, under 10 minutes on 2 cores"),
+        ("demo", "the whole pipeline on built-in phantom data, on 2 cores without a GPU"),
         ("run", "all stages of a recipe, resuming what is there"),
         ("ingest", "photographs -> real"),
         ("ensemble", "train the graders that score images"),
