@@ -9,6 +9,7 @@ the same command goes on wherever it was killed, and comes to the same table.
 """
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -204,6 +205,8 @@ def clean(target: Run, dataset: str) -> None:
     for folder in (f"{COMMITS}/staging/{name}", f"staging/{name}", f"{ATTEMPTS}/staging/{name}"):
         for key, _ in target.list(folder):
             target.delete(key)
+        if target.local is not None:  # a bucket has no folders to be left empty
+            shutil.rmtree(target.local / folder, ignore_errors=True)
     target.delete(f"{source_record.FOLDER}/{name}.listing.json")
 
 

@@ -162,6 +162,7 @@ def test_the_card_names_every_source_and_every_reason(everything) -> None:
 def test_nothing_is_left_of_the_first_pass(everything) -> None:
     _, out, _ = everything
     assert not [key for key, _ in Run(str(out)).list() if "staging" in key or "listing" in key]
+    assert not list(out.glob("staging/*"))
     assert shards.verify(Run(str(out))) == []
 
 
