@@ -85,7 +85,8 @@ def check_versions(facts: Sequence[Facts]) -> Check:
 
 
 def _relevant(name: str, version: str) -> str:
-    return ".".join(version.split(".")[:2]) if name == "python" else version
+    """What must agree: Python's minor version; of torch the release, since a CPU head has another build ("+cpu")."""
+    return ".".join(version.split(".")[:2]) if name == "python" else version.split("+")[0]
 
 
 def check_gpus(facts: Sequence[Facts]) -> Check:

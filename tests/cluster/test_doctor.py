@@ -44,6 +44,7 @@ def test_a_good_cluster_is_all_ok():
         ("versions", {"versions": VERSIONS | {"ray": "2.59.0"}}, "bad", "ray 2.59.0 and 2.60.0"),
         ("versions", {"versions": VERSIONS | {"python": "3.12.1"}}, "bad", "python 3.11.7 and 3.12.1"),
         ("versions", {"versions": VERSIONS | {"python": "3.11.9"}}, "ok", "everywhere"),
+        ("versions", {"versions": VERSIONS | {"torch": "2.14.1+cpu"}}, "ok", "everywhere"),
         ("versions", {"versions": VERSIONS | {"raydr": "missing"}}, "bad", "raydr 0.1.0 and missing"),
         ("versions", {"versions": VERSIONS | {"torch": "2.13.0"}}, "warn", "last bits"),
         ("GPUs", {"torch_gpus": 0}, "bad", "torch sees 0 of 1 GPUs on two"),
