@@ -86,7 +86,7 @@ class Threads:
     """The workers of one run as threads: sums and gathers in rank order."""
 
     def __init__(self, world_size):
-        self.barrier, self.slots = threading.Barrier(world_size, timeout=60), [None] * world_size
+        self.barrier, self.slots = threading.Barrier(world_size, timeout=240), [None] * world_size
 
     def rank(self, rank):
         return ThreadRank(self, rank)
