@@ -51,7 +51,8 @@ def run(target: Run, sample_id: str, to: str) -> str:
         batch=drawn["batch"],
         precision=recipe.synthesize.sampler.precision,
     )
-    base = load_base(record["base"], sampler.precision, recipe.finetune.revision)
+    # As the generator actors do on a CPU: fp32 weights, lower precision by autocast.
+    base = load_base(record["base"], "fp32", recipe.finetune.revision)
     Fused(base.unet).switch(folder)
     latents = sample_latents(base, PromptCache(base), row["prompt"], [row["seed"]], sampler, record["px"])
     pixels = to_pixels(base, latents, sampler.batch)[0].numpy()

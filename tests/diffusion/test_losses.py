@@ -59,7 +59,7 @@ def test_loss_and_gradients_equal_plain_pytorch(sizes, weighted):
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     for term, other in zip(terms, expected_terms, strict=True):
-        assert float(term) == pytest.approx(float(other), rel=1e-6)
+        assert term.item() == pytest.approx(other.item(), rel=1e-6)
     # The squares are taken in float32 whatever the model computes in: 1e-6 of the largest gradient.
     torch.testing.assert_close(own, gradients(model), rtol=0, atol=1e-6 * float(own.abs().max()))
 
