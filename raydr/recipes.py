@@ -18,7 +18,7 @@ from raydr.sources import Ingest, PhantomSet
 
 
 def demo() -> Recipe:
-    """`raydr demo`: the whole pipeline on phantoms, ends in report/index.html. 20 minutes on 2 busy cores.
+    """`raydr demo`: the whole pipeline on phantoms, ends in report/index.html. 10 minutes on 2 idle cores.
 
     DDR's proportions at 859 photographs (13 of them severe). Too few seeds and one generator: the table
     shows how results are reported, not that a method works; it says so itself.

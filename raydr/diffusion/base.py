@@ -2,8 +2,7 @@
 
     raydr base phantom --to FOLDER
 
-Tokenizer, CLIP text model, AutoencoderKL (f = 2, 6 channels: at f = 4 microaneurysms vanish, and with 4
-channels the colour of small lesions does: graded .79 after encode-decode where the originals had .96),
+Tokenizer, CLIP text model, AutoencoderKL (f = 2, 6 channels: at f = 4 microaneurysms vanish),
 UNet2DConditionModel and scheduler in diffusers layout, 64 px, about 4.3 M weights. Two cohorts of
 phantoms with seeds that no recipe may use: one in EyePACS's proportions with unlabelled prompts, one
 in APTOS's whose prompts carry stage words with p = 0.7 (drawn with equal shares per grade). No DDR
