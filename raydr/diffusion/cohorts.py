@@ -20,8 +20,8 @@ FIRST_BASE_SEED = 900_000
 class BaseConfig:
     # Phantoms per cohort.
     num_phantoms: int = 8000
-    vae_steps: int = 1450
-    unet_steps: int = 2150
+    vae_steps: int = 1600
+    unet_steps: int = 3600
     # Last, with the encoder frozen.
     decoder_steps: int = 400
     batch: int = 16
