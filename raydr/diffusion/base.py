@@ -87,7 +87,7 @@ def train_vae(
         optimizer.step()
         if (step + 1) % 50 == 0:
             psnr = -10 * math.log10(float(error.detach().square().mean()) / 4)
-            on_event({"phase": "vae", "step": step + 1, "loss": float(loss), "psnr_db": psnr})
+            on_event({"phase": "vae", "step": step + 1, "loss": float(loss.detach()), "psnr_db": psnr})
             _checkpoint(work / "vae.pt", step + 1, vae=vae, optimizer=optimizer)
     vae.eval()
 
@@ -187,7 +187,7 @@ def train_unet(config: BaseConfig, parts: tuple, latents: torch.Tensor, work: Pa
         optimizer.step()
         average.update_parameters(model)
         if (step + 1) % 50 == 0:
-            on_event({"phase": "unet", "step": step + 1, "loss": float(loss)})
+            on_event({"phase": "unet", "step": step + 1, "loss": float(loss.detach())})
             _checkpoint(work / "unet.pt", step + 1, model=model, average=average, optimizer=optimizer)
     return average.module
 
