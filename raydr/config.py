@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from raydr.errors import require
 from raydr.grades import GRADES
+from raydr.identity import added
 from raydr.sources import Ingest
 
 
@@ -120,6 +121,10 @@ class Finetune:
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     # True updates every UNet weight; no LoRA is saved, but a UNet.
     full: bool = False
+    # True adapts the text encoder's attention too (same rank and alpha); prompt embeddings are then never cached.
+    train_text_encoder: bool = False
+    # Decay of the running mean of the weights that is validated, drawn in grids and saved; 0 = the last weights.
+    ema: float = 0.0
     # Weights of the loss terms: L = instance + w_prior prior + w_ecc ecc.
     w_prior: float = 0.1
     w_ecc: float = 1e-3
@@ -135,14 +140,19 @@ class Finetune:
     ecc_threshold: float = 0.7
     # False admits candidates unseen by the ensemble (control: self-training without semantics).
     ecc_select: bool = True
-    # Sampler of the candidates.
+    # Sampler of the candidates: solver ("dpm++", "ddim", "base"), steps, classifier-free guidance.
+    ecc_sampler: str = "dpm++"
     ecc_steps: int = 10
     ecc_guidance: float = 2.0
+    # Calls made in one compute batch: fills a GPU that ecc_batch images do not; selection stays within each call.
+    ecc_merge: int = 1
+    # A refresh ends with the call that brings the pool to this many, whatever the number of ranks; 0 = all ecc_calls.
+    ecc_pool: int = 0
     # Steps between checkpoints; 0 = only at the ECC branch and the end.
     checkpoint_every: int = 0
     # Steps between validation losses and TensorBoard grids; 0 = only at the end.
     validate_every: int = 20
-    # fp32 or bf16 compute of the frozen weights; the adapter is always fp32.
+    # fp32, bf16 or fp16 (with dynamic loss scaling) compute of the frozen weights; the adapter is always fp32.
     precision: str = "fp32"
     # Trades compute for memory; needed for SD 1.5 at batch 3 pairs in 24 GB.
     gradient_checkpointing: bool = False
@@ -164,10 +174,22 @@ class Finetune:
             f"finetune.ecc_start {self.ecc_start} must lie before the last step {self.steps}",
         )
         require(0 < self.ecc_keep <= self.ecc_batch, "finetune.ecc_keep must lie in 1..ecc_batch")
-        require(self.precision in ("fp32", "bf16"), f"finetune.precision is fp32 or bf16, not {self.precision!r}")
+        require(
+            self.precision in ("fp32", "bf16", "fp16"),
+            f"finetune.precision is fp32, bf16 or fp16, not {self.precision!r}",
+        )
         # AdamW steps of 1e-5 vanish in bf16 weights; an adapter is kept in fp32 of its own.
         require(not self.full or self.precision == "fp32", "finetune.full updates fp32 weights: set precision fp32")
-        counted = ("batch_pairs", "accumulation", "rank", "ecc_every", "ecc_calls", "ecc_steps")
+        require(
+            not (self.full and self.train_text_encoder),
+            "finetune.train_text_encoder adds a LoRA, and finetune.full saves a UNet: choose one of them",
+        )
+        require(0 <= self.ema < 1, f"finetune.ema must lie in 0 <= ema < 1, not {self.ema}")
+        require(self.ecc_pool >= 0, "finetune.ecc_pool must not be negative")
+        require(
+            self.ecc_sampler in ("dpm++", "ddim", "base"), f"unknown sampler finetune.ecc_sampler {self.ecc_sampler!r}"
+        )
+        counted = ("batch_pairs", "accumulation", "rank", "ecc_every", "ecc_calls", "ecc_steps", "ecc_merge")
         for name in counted:
             require(getattr(self, name) >= 1, f"finetune.{name} must be at least 1, not {getattr(self, name)}")
 
@@ -185,10 +207,19 @@ class Sampler:
     batch: int = 16
     # fp32, bf16 or fp16 compute.
     precision: str = "fp32"
+    # Guidance acts only where the noise level sigma lies in (low, high] (Kynkaanniemi et al. 2024); outside, half the
+    # work is saved. (SD 1.x starts at sigma 14.6: the default guides every step.)
+    guidance_interval: tuple[float, float] = added((0.0, 1000.0))
+    # True compiles UNet and decoder (torch.compile, static shapes): other kernels, so other last bits.
+    compiled: bool = added(False)
 
     def __post_init__(self) -> None:
         require(self.name in ("dpm++", "ddim", "base"), f"unknown sampler {self.name!r}")
         require(self.steps >= 1 and self.batch >= 1, "sampler.steps and sampler.batch must be at least 1")
+        require(
+            0 <= self.guidance_interval[0] < self.guidance_interval[1],
+            f"sampler.guidance_interval must satisfy 0 <= low < high, not {self.guidance_interval}",
+        )
 
 
 @dataclass(frozen=True)
@@ -206,8 +237,16 @@ class Synthesize:
     band: tuple[float, float] = (0.7, 0.9)
     # Images a shard: one Ray block, one Parquet row group; a whole number of compute batches.
     shard_size: int = 64
-    # Starts of a shard after which it is quarantined.
+    # Crashes of a shard (its process died or hung) after which it is quarantined.
     max_starts: int = 3
+    # GPU-seconds that the stage may take over all its starts, idle and lost ones included; 0 = no limit.
+    max_gpu_seconds: float = added(0.0)
+    # What the stage may cost in the currency of the price table: hours of every node while it runs; 0 = no limit.
+    max_cost: float = added(0.0)
+    # A shard without a finished denoising step for so long hangs: its process is ended, which counts as a crash.
+    hang_seconds: float = added(300.0)
+    # Share of the images that may be quarantined before the stage fails, 0-1.
+    max_quarantine: float = added(0.01)
 
     def __post_init__(self) -> None:
         low, high = self.band
@@ -217,6 +256,10 @@ class Synthesize:
             f"synthesize.shard_size {self.shard_size} is no whole number of compute batches of {self.sampler.batch}",
         )
         require(self.count >= 1, "synthesize.count must be at least 1")
+        require(self.max_starts >= 1, "synthesize.max_starts must be at least 1")
+        require(self.max_gpu_seconds >= 0 and self.max_cost >= 0, "synthesize's budgets must not be negative")
+        require(self.hang_seconds > 0, "synthesize.hang_seconds must be positive")
+        require(0 <= self.max_quarantine <= 1, "synthesize.max_quarantine is a share between 0 and 1")
 
 
 @dataclass(frozen=True)

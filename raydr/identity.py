@@ -12,12 +12,34 @@ from typing import Any
 import numpy as np
 
 
+def added(default: Any) -> Any:
+    """A dataclass field that came after runs were made: at its default it is left out of what identifies.
+
+    So a new option leaves the fingerprints of every run that does not use it as they were.
+    """
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
+def as_dict(value: Any) -> Any:
+    """`dataclasses.asdict` without the `added` fields that have their default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [
+            field
+            for field in dataclasses.fields(value)
+            if not field.metadata.get("added") or getattr(value, field.name) != field.default
+        ]
+        return {field.name: as_dict(getattr(value, field.name)) for field in fields}
+    if isinstance(value, dict):
+        return {key: as_dict(item) for key, item in value.items()}
+    return type(value)(map(as_dict, value)) if type(value) in (list, tuple) else value
+
+
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces; dataclasses become dicts, tuples lists."""
+    """JSON with sorted keys and no spaces; dataclasses become dicts (`as_dict`), tuples lists."""
 
     def plain(item: Any) -> Any:
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            return dataclasses.asdict(item)
+            return as_dict(item)
         if isinstance(item, np.generic):
             return item.item()
         raise TypeError(f"{type(item).__name__} has no canonical form")

@@ -3,26 +3,35 @@
 Quotas, budgets, arms, report options and cluster shape stay outside, so that a run can grow.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raydr.config import Recipe
 from raydr.grades import GRADES
-from raydr.identity import fingerprint, seed_of
+from raydr.identity import as_dict, fingerprint, seed_of
 
 # Fields of a stage that only say how much of it is wanted; each entry is dropped from the fingerprint.
 OUTSIDE = {
     "ingest": ("max_quarantine",),
     "finetune": ("grades", "kinds", "checkpoint_every", "validate_every", "gradient_checkpointing", "revision"),
-    "synthesize": ("count", "accepted", "max_images", "band", "max_starts"),
+    "synthesize": (
+        "count",
+        "accepted",
+        "max_images",
+        "band",
+        "max_starts",
+        "max_gpu_seconds",
+        "max_cost",
+        "hang_seconds",
+        "max_quarantine",
+    ),
 }
 
 
 def inside(recipe: Recipe, stage: str) -> dict[str, Any]:
     """The stage's configuration without what lies outside its identity."""
-    config = dataclasses.asdict(getattr(recipe, stage))
+    config = as_dict(getattr(recipe, stage))
     return {name: value for name, value in config.items() if name not in OUTSIDE.get(stage, ())}
 
 

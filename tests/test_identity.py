@@ -4,13 +4,31 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from raydr.identity import canonical, fingerprint, rng_of, seed_of, sha256
+from raydr.identity import added, as_dict, canonical, fingerprint, rng_of, seed_of, sha256
 
 
 @dataclass(frozen=True)
 class Pair:
     one: int
     other: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Grown:
+    """`Pair` of a later version."""
+
+    one: int
+    other: tuple[float, ...]
+    more: float = added(0.5)
+    inner: Pair | None = None
+
+
+def test_a_field_that_came_later_counts_once_it_is_used():
+    assert as_dict(Grown(1, (2.0,))) == {"one": 1, "other": (2.0,), "inner": None}
+    assert as_dict(Grown(1, (2.0,), 0.75, Pair(3, ()))) == {
+        "one": 1, "other": (2.0,), "more": 0.75, "inner": {"one": 3, "other": ()},
+    }  # fmt: skip
+    assert canonical([Grown(1, ())]) == '[{"inner":null,"one":1,"other":[]}]'
 
 
 def test_canonical_form():

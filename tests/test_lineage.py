@@ -26,6 +26,8 @@ OTHER = {
     "alpha": (4, "plain"),
     "targets": (("to_q",), "plain"),
     "full": (True, "plain"),
+    "train_text_encoder": (True, "plain"),
+    "ema": (0.9, "plain"),
     "w_prior": (0.2, "plain"),
     "w_ecc": (0.1, "ecc"),
     "ecc_start": (41, "ecc"),
@@ -35,6 +37,9 @@ OTHER = {
     "ecc_keep": (11, "ecc"),
     "ecc_threshold": (0.6, "ecc"),
     "ecc_select": (False, "ecc"),
+    "ecc_sampler": ("ddim", "ecc"),
+    "ecc_merge": (2, "ecc"),
+    "ecc_pool": (24, "ecc"),
     "ecc_steps": (11, "ecc"),
     "ecc_guidance": (3.0, "ecc"),
     "checkpoint_every": (5, ""),
@@ -135,6 +140,9 @@ def test_seeds_of_samples():
         ({"sampler": Sampler(batch=8)}, False),
         ({"sampler": Sampler(name="ddim")}, False),
         ({"sampler": Sampler(precision="bf16")}, False),
+        ({"sampler": Sampler(guidance_interval=(0.3, 5.0))}, False),
+        ({"sampler": Sampler(compiled=True)}, False),
+        ({"max_cost": 5.0, "max_gpu_seconds": 60.0, "hang_seconds": 1.0, "max_quarantine": 0.5}, True),
     ],
 )
 def test_quotas_and_budgets_are_no_part_of_a_sample(change, same):
@@ -142,6 +150,12 @@ def test_quotas_and_budgets_are_no_part_of_a_sample(change, same):
     before, after = (lineage.synthetic_fingerprint(recipe, "g", "e") for recipe in (RECIPE, other))
     assert (before == after) == same
     assert set(lineage.OUTSIDE["synthesize"]) <= {field.name for field in dataclasses.fields(Synthesize)}
+
+
+def test_options_that_came_later_leave_earlier_runs_as_they_were():
+    """Fingerprints of the demo as they were before guidance intervals, compiling and costs: runs on disk go on."""
+    assert lineage.synthetic_fingerprint(RECIPE, "g", "e") == "ca6b30271b1ddf7d"
+    assert "guidance_interval" not in lineage.inside(RECIPE, "synthesize")["sampler"]
 
 
 def test_the_judges_are_part_of_a_scored_sample():

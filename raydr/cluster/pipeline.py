@@ -8,7 +8,6 @@ the same command again skips it without starting Ray. Anything unfinished goes o
 """
 
 import contextlib
-import dataclasses
 import importlib
 import platform
 import subprocess
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from raydr import lineage, terminal
 from raydr.config import Recipe
 from raydr.errors import DamagedData, IdentityMismatch, MissingInput
-from raydr.identity import fingerprint
+from raydr.identity import as_dict, fingerprint
 from raydr.record import replicates
 from raydr.shapes import Shape
 from raydr.storage import Run
@@ -56,7 +55,7 @@ def revision() -> str | None:
 def identity(recipe: Recipe, stage: str) -> str:
     """Fingerprint of a stage's whole configuration and of the identity of the stages before it."""
     before = [lineage.inside(recipe, name) for name in STAGES[: STAGES.index(stage)]]
-    own = dataclasses.asdict(getattr(recipe, stage))
+    own = as_dict(getattr(recipe, stage))
     return fingerprint(stage, own, before, recipe.seed, recipe.replicate, recipe.fold)
 
 
@@ -75,8 +74,9 @@ def open_run(recipe: Recipe, target: Run) -> None:
         for stage in begun:
             if stage == "sweep":  # a sweep's trials carry their own identity: it may grow any way
                 continue
-            before = stored["recipe"][stage]
-            after = fingerprintable(lineage.inside(recipe, stage))
+            later = fingerprintable(lineage.added(stage, type(getattr(recipe, stage))))
+            before = later | stored["recipe"][stage]
+            after = later | fingerprintable(lineage.inside(recipe, stage))
             for field, value in after.items():
                 if fingerprint(before.get(field)) != fingerprint(value):
                     raise _mismatch(target, f"{stage}.{field}", before.get(field), value)
@@ -84,7 +84,7 @@ def open_run(recipe: Recipe, target: Run) -> None:
             changed = [name for name, old in stored["versions"].items() if versions().get(name) != old]
             terminal.note(f"versions changed since this run began: {', '.join(changed)}")
     record = {
-        "recipe": fingerprintable(dataclasses.asdict(recipe)),
+        "recipe": fingerprintable(as_dict(recipe)),
         "versions": stored["versions"] if stored else versions(),
         "revision": stored["revision"] if stored else revision(),
         "fingerprints": {stage: identity(recipe, stage) for stage in STAGES},
