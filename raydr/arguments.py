@@ -11,7 +11,8 @@ EPILOG = """stages, in order:
   sweep       graders over arms and bands -> OUT/trials (Ray Tune)
   report      OUT/report/index.html
 
-`raydr STAGE --help` lists the stage's fields with their defaults."""
+`raydr STAGE --help` lists the stage's fields with their defaults. `--shape.FIELD VALUE` changes one number of the
+shape (generators, generator_gpus, trial_cpus, train_workers, ...)."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--out", help="run directory: a path, s3://bucket/prefix or gs://bucket/prefix")
         stage.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
         stage.add_argument("--address", help="address of a Ray cluster (default: the job's own, else this machine)")
+        stage.add_argument("--accelerator", help="device type of all GPU work, by Ray's name: L4, A10G, H100, ...")
+        stage.add_argument(
+            "--exclude-node", action="append", metavar="NODE", help="give NODE (IP, host or Ray id) no work; repeatable"
+        )
         stage.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, then stop")
         if name == "ingest":
             source_arguments(stage)

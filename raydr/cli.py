@@ -66,6 +66,7 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
     from raydr import recipes, shapes
     from raydr.storage import Run
 
+    shape, fields = shape_of(options.shape, fields)
     # Sources stand first, before any --field: argparse could not tell a field's value from them.
     source = [fields.pop(0) for _ in range(2) if options.command == "ingest" and fields and fields[0][:1] != "-"]
     out = options.out or (DEMO_OUT if options.command == "demo" else None)
@@ -86,13 +87,7 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
     recipe = override(recipe, options.command, fields, options.help)
     if not out:
         raise UserError("--out is missing: name the run directory, a path or a bucket")
-    if options.shape not in shapes.SHAPES:
-        raise UserError(f"There is no shape {options.shape!r}: choose one of {', '.join(shapes.SHAPES)}")
-    shape = shapes.SHAPES[options.shape]
-    if options.address:
-        import dataclasses
-
-        shape = dataclasses.replace(shape, address=options.address)
+    shape = shapes.with_options(shape, options.address, options.accelerator, options.exclude_node)
     stages = STAGES if options.command in ("run", "demo") else (options.command,)
     if "sweep" in stages:
         from raydr.plan import check
@@ -111,10 +106,32 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
     return 0
 
 
+def shape_of(name: str, fields: list[str]) -> tuple[Any, list[str]]:
+    """(the preset `name` with every `--shape.FIELD VALUE` applied, the other fields)."""
+    from raydr import shapes
+
+    mine: list[str] = []
+    others: list[str] = []
+    part = others
+    for item in fields:
+        if item.startswith("--"):
+            part = mine if item.startswith("--shape.") else others
+        part.append(item.replace("--shape.", "--", 1))
+    shape = shapes.named(name)
+    if not mine:
+        return shape, others
+    import tyro
+
+    return tyro.cli(
+        shapes.Shape, default=shape, args=mine, prog="raydr --shape", description="Numbers of the shape:"
+    ), others
+
+
 def submit(options: Any, fields: list[str], known: argparse.ArgumentParser) -> int:
     """Check a stage's options here, so that a typo costs no upload; then send the command."""
     if options.job in ("run", "demo", *STAGES):
         there, changes = known.parse_known_args([options.job, *fields])
+        _, changes = shape_of(there.shape, changes)
         while changes and changes[0][:1] != "-":  # ingest's SOURCE PATH
             changes.pop(0)
         if there.recipe:

@@ -122,9 +122,9 @@ class Finetune:
     # True updates every UNet weight; no LoRA is saved, but a UNet.
     full: bool = False
     # True adapts the text encoder's attention too (same rank and alpha); prompt embeddings are then never cached.
-    train_text_encoder: bool = False
+    train_text_encoder: bool = added(False)
     # Decay of the running mean of the weights that is validated, drawn in grids and saved; 0 = the last weights.
-    ema: float = 0.0
+    ema: float = added(0.0)
     # Weights of the loss terms: L = instance + w_prior prior + w_ecc ecc.
     w_prior: float = 0.1
     w_ecc: float = 1e-3
@@ -141,13 +141,13 @@ class Finetune:
     # False admits candidates unseen by the ensemble (control: self-training without semantics).
     ecc_select: bool = True
     # Sampler of the candidates: solver ("dpm++", "ddim", "base"), steps, classifier-free guidance.
-    ecc_sampler: str = "dpm++"
+    ecc_sampler: str = added("dpm++")
     ecc_steps: int = 10
     ecc_guidance: float = 2.0
     # Calls made in one compute batch: fills a GPU that ecc_batch images do not; selection stays within each call.
-    ecc_merge: int = 1
+    ecc_merge: int = added(1)
     # A refresh ends with the call that brings the pool to this many, whatever the number of ranks; 0 = all ecc_calls.
-    ecc_pool: int = 0
+    ecc_pool: int = added(0)
     # Steps between checkpoints; 0 = only at the ECC branch and the end.
     checkpoint_every: int = 0
     # Steps between validation losses and TensorBoard grids; 0 = only at the end.

@@ -3,6 +3,7 @@
 Quotas, budgets, arms, report options and cluster shape stay outside, so that a run can grow.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,13 @@ def inside(recipe: Recipe, stage: str) -> dict[str, Any]:
     """The stage's configuration without what lies outside its identity."""
     config = as_dict(getattr(recipe, stage))
     return {name: value for name, value in config.items() if name not in OUTSIDE.get(stage, ())}
+
+
+def later(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """{field: default} of the stage's fields that came later and are part of its identity."""
+    fields = dataclasses.fields(getattr(recipe, stage))
+    outside = OUTSIDE.get(stage, ())
+    return {field.name: field.default for field in fields if field.metadata.get("added") and field.name not in outside}
 
 
 def phantom_seed(recipe: Recipe, position: int) -> int:

@@ -1,6 +1,8 @@
 """What the machines of a run look like: chosen anew at every start, and never part of an identity."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from raydr.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,22 @@ class Shape:
     train_workers: int = 1
     train_gpus: float = 0.0
     max_failures: int = 3
+    # Device type of everything that takes a GPU, by Ray's name ("L4", "A10G", "H100"); empty takes any.
+    accelerator: str = ""
+    # Nodes that get no work: IP addresses, host names, or starts of Ray's node ids.
+    exclude_nodes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("generators", "train_workers"):
+            require(getattr(self, name) >= 1, f"shape.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("generator_cpus", "trial_cpus"):
+            require(getattr(self, name) > 0, f"shape.{name} must be more than 0, not {getattr(self, name)}")
+        for name in ("generator_gpus", "trial_gpus", "train_gpus"):
+            gpus = getattr(self, name)
+            # Ray refuses 1.5 GPUs, late and from inside a stage.
+            require(gpus >= 0 and (gpus < 1 or gpus == int(gpus)), f"shape.{name} is a share of one GPU or whole GPUs")
+        require(self.num_cpus is None or self.num_cpus >= 1, "shape.num_cpus must be at least 1")
+        require(self.max_failures >= 0, "shape.max_failures must be at least 0")
 
 
 SHAPES = {
@@ -49,3 +67,19 @@ SHAPES = {
         train_gpus=1,
     ),
 }
+
+
+def named(name: str) -> Shape:
+    """The preset called `name`; UserError lists the known ones."""
+    if name not in SHAPES:
+        raise UserError(f"There is no shape {name!r}: choose one of {', '.join(SHAPES)}")
+    return SHAPES[name]
+
+
+def with_options(shape: Shape, address: str | None, accelerator: str | None, exclude_nodes: list[str] | None) -> Shape:
+    """`shape` with what was typed; None leaves the preset's value."""
+    if address:
+        shape = replace(shape, address=address)
+    if accelerator:
+        shape = replace(shape, accelerator=accelerator)
+    return replace(shape, exclude_nodes=(*shape.exclude_nodes, *exclude_nodes)) if exclude_nodes else shape

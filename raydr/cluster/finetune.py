@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray.train
 
 from raydr import lineage, schema, selection, shards
-from raydr.cluster import ensemble, ingest, session
+from raydr.cluster import ensemble, ingest, session, telemetry
 from raydr.cluster.ranks import TorchRanks, latest_checkpoint, report_checkpoint
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
@@ -81,8 +81,17 @@ def train_loop(settings: dict[str, Any]) -> None:
         history: list[dict[str, Any]] = []
         spec = Spec(generator.generator_id, generator.kind, generator.grades, settings["dataset"], generator.seed)
 
-        def on_event(event: dict[str, Any], number: int = number, history: list = history) -> None:
+        watched = telemetry.Finetuning(generator.kind, generator.grades)
+
+        def on_event(
+            event: dict[str, Any],
+            number: int = number,
+            history: list = history,
+            watched: telemetry.Finetuning = watched,
+        ) -> None:
             history.append({key: value for key, value in event.items() if key != "generator_id"})
+            if ranks.rank == 0:
+                watched(event)
             if ranks.rank == 0 and event["event"] == "step":
                 text = f"{event['generator_id']} loss {event['loss']:.3f}"
                 session.report_to(meter, **{f"done:{number}": event["step"] - settings["first"][number], "text": text})

@@ -74,7 +74,8 @@ def open_run(recipe: Recipe, target: Run) -> None:
         for stage in begun:
             if stage == "sweep":  # a sweep's trials carry their own identity: it may grow any way
                 continue
-            later = fingerprintable(lineage.added(stage, type(getattr(recipe, stage))))
+            # A field at its default may be missing on either side: `as_dict` drops what came later.
+            later = fingerprintable(lineage.later(recipe, stage))
             before = later | stored["recipe"][stage]
             after = later | fingerprintable(lineage.inside(recipe, stage))
             for field, value in after.items():
@@ -171,7 +172,8 @@ def add_source(recipe: Recipe, out: str | Run, request: "Request", shape: Shape 
         begin(target, "ingest")
         # A source that is all there needs no Ray: ten seconds saved.
         whole = ingest_source.is_whole(target, listing)
-        with contextlib.nullcontext() if whole else session.session(shape or Shape()), telemetry.measured() as usage:
+        started = contextlib.nullcontext() if whole else session.session(shape or Shape())
+        with started, telemetry.measured("ingest") as usage:
             summary = ingest_source.add_source(recipe, target, listing)
         return _keep_record(recipe, target, "ingest", summary, usage, complete=summary["complete"])
 
@@ -186,7 +188,7 @@ def _stage(recipe: Recipe, target: Run, shape: Shape, stage: str) -> dict[str, A
         return record
     begin(target, stage)
     module = importlib.import_module(f"raydr.cluster.{stage}")
-    with telemetry.measured() as usage:
+    with telemetry.measured(stage) as usage:
         summary = module.run(recipe, target) if stage == "ingest" else module.run(recipe, target, shape)
     failed = summary.get("failed")
     record = _keep_record(recipe, target, stage, summary, usage, complete=not failed)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydr import terminal
+from raydr.cluster import placement
 from raydr.errors import UserError
 from raydr.identity import fingerprint
 from raydr.shapes import Shape
@@ -26,7 +28,8 @@ def session(shape: Shape) -> Iterator[None]:
     Only a session that this call started is shut down at its end.
     """
     if ray.is_initialized():
-        yield
+        with placement.under(shape):
+            yield
         return
     # Each is what a person would otherwise scroll past: deprecations, per-operator bars, usage notes.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -65,7 +68,8 @@ def session(shape: Shape) -> Iterator[None]:
     # A healthy run may wait hours for spot machines; the commit rate is what is watched.
     context.execution_options.verbose_progress = False
     try:
-        yield
+        with placement.under(shape):
+            yield
     finally:
         ray.shutdown()
 
@@ -75,18 +79,17 @@ def cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 1))
 
 
-def require_cpus(needed: float, what: str) -> None:
-    """UserError when the session can never hold `what`; an unplaceable pool would hang in silence."""
-    present = ray.cluster_resources().get("CPU", 0)
-    if needed > present:
-        raise UserError(f"{what} needs {needed:g} CPUs and Ray has {present:g}: lower shape.generators or give it more")
-
-
 def node_cache(run: Run) -> Path:
     """Where this node keeps what it has decoded or downloaded of a run."""
     if run.local is not None:
         return run.local / "cache"
     return Path(tempfile.gettempdir()) / "raydr-cache" / fingerprint(run.url)
+
+
+def here() -> dict[str, Any]:
+    """Options of an actor that shall live on the driver's node: a worker node may be taken away at any time."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 @ray.remote(num_cpus=0)
@@ -110,7 +113,7 @@ def metered(stage: str, total: float, unit: str) -> Iterator[str]:
     Workers set `done` and `text`, or one `done:{part}` per part, which the bar adds up.
     """
     name = f"meter-{stage}-{os.getpid()}"
-    meter = Meter.options(name=name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
+    meter = Meter.options(name=name, namespace=NAMESPACE, **here()).remote()  # type: ignore[attr-defined]
 
     def poll(bar: terminal.Bar) -> None:
         try:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 
 from raydr import lineage, schema, shards
-from raydr.cluster import session
+from raydr.cluster import session, telemetry
 from raydr.config import Recipe
 from raydr.fundus import plausible
 from raydr.identity import sha256
@@ -85,7 +85,9 @@ def commit_shard(
     accepted = int((~blank & fundus & (scores >= low) & (scores <= high) & (distances >= lease["threshold"])).sum())
     extra = {"accepted": accepted, "seconds": float(np.sum(table["seconds"])), "threshold": lease["threshold"]}
     identity = lineage.synthetic_fingerprint(recipe, generator_id, ensemble_id)
-    shards.commit(target, lease["key"], rows, schema.SYNTHETIC, identity, extra)
+    with telemetry.timed("synthesize", "commit"):
+        shards.commit(target, lease["key"], rows, schema.SYNTHETIC, identity, extra)
+    telemetry.shard(generator_id.split("-")[0], grade, scores.tolist(), accepted)
     actor = ray.get_actor(quota, namespace=session.NAMESPACE)
     ray.get(actor.finish.remote(lease["key"], generator_id, grade, lease["number"], accepted))
     return {"rows": [count], "accepted": [accepted], "generator_id": [generator_id], "grade": [grade]}

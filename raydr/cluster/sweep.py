@@ -17,7 +17,7 @@ import pyarrow as pa
 from ray import tune
 
 from raydr import schema, selection, shards
-from raydr.cluster import ensemble, finetune, ingest, session
+from raydr.cluster import ensemble, finetune, ingest, session, tracking
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
 from raydr.identity import fingerprint, seed_of
@@ -46,6 +46,21 @@ class Trial:
         identity = dataclasses.asdict(self)
         return fingerprint("trial", identity, recipe.sweep.grader, recipe.fold, recipe.seed, recipe.replicate, inputs)
 
+    def column(self, name: str) -> Any:
+        """A field as the search space has it: scalars only."""
+        return self.band[name == "band_high"] if name.startswith("band_") else getattr(self, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the search space: looks `name` up by the trial's id."""
+
+    name: str
+    jobs: dict[str, Trial]
+
+    def __call__(self, config: dict[str, Any]) -> Any:
+        return self.jobs[config["trial_id"]].column(self.name)
+
 
 # -- on the nodes ---------------------------------------------------------------------------------
 
@@ -65,13 +80,20 @@ def read_tables(recipe: Recipe, target: Run) -> tuple[pa.Table, pa.Table, np.nda
     return real, samples, np.concatenate(good) if good else np.zeros(0, bool)
 
 
-def run_trial(config: dict[str, Any], url: str, recipe: Recipe, meter: str, num_threads: int, gpu: bool) -> None:
+def run_trial(
+    config: dict[str, Any],
+    jobs: dict[str, Trial],
+    url: str,
+    recipe: Recipe,
+    meter: str,
+    num_threads: int,
+    gpu: bool,
+) -> None:
     """The Tune trainable: train one grader, evaluate, commit predictions and the trial's row."""
     from raydr.grading import evaluate, training
 
-    config = config["job"]
-    target, trial = Run(url), Trial(**config["trial"])
-    trial_id, number = config["trial_id"], config["number"]
+    trial_id = config["trial_id"]
+    target, trial, number = Run(url), jobs[trial_id], list(jobs).index(trial_id)
     real, samples, good = read_tables(recipe, target)
     chosen = selection.training_rows(
         trial.arm,
@@ -164,7 +186,8 @@ def run_trial(config: dict[str, Any], url: str, recipe: Recipe, meter: str, num_
     }
     table = pa.Table.from_pylist([row], schema=schema.TRIALS)
     shards.commit(target, f"trials/results/{trial_id}.parquet", table, schema.TRIALS, identity)
-    tune.report({"validation_balanced_accuracy": scores["validation"]["balanced_accuracy"]})
+    shown = {f"validation_{name}": float(value) for name, value in scores["validation"].items()}
+    tune.report(shown | {"seconds": trained.seconds})
 
 
 # -- on the driver --------------------------------------------------------------------------------
@@ -237,13 +260,13 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
 def _tune(recipe: Recipe, target: Run, shape: Shape, todo: list[tuple[str, Trial]]) -> list[str]:
     """Run trials side by side under Tune; returns the ids of those that failed, with their reasons logged."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    space = [
-        {"trial_id": trial_id, "number": number, "trial": dataclasses.asdict(trial)}
-        for number, (trial_id, trial) in enumerate(todo)
-    ]
+    jobs = dict(todo)
+    # Plain columns beside the id: what TensorBoard, MLflow and the dashboard show of a trial.
+    space = {name: tune.sample_from(Column(name, jobs)) for name in tracking.HPARAMS}
     with session.metered("sweep", len(todo), "trials") as meter:
         trainable = tune.with_parameters(
             run_trial,
+            jobs=jobs,
             url=target.url,
             recipe=recipe,
             meter=meter,
@@ -253,7 +276,7 @@ def _tune(recipe: Recipe, target: Run, shape: Shape, todo: list[tuple[str, Trial
         trainable = tune.with_resources(trainable, {"CPU": shape.trial_cpus, "GPU": shape.trial_gpus})
         tuner = tune.Tuner(
             trainable,
-            param_space={"job": tune.grid_search(space)},
+            param_space={"trial_id": tune.grid_search(list(jobs)), **space},
             # A worker process imports torch and timm once (about 10 s) and then runs trial after trial.
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
@@ -261,7 +284,7 @@ def _tune(recipe: Recipe, target: Run, shape: Shape, todo: list[tuple[str, Trial
                 storage_path=f"{target.url}/_ray/sweep",
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=1),
-                callbacks=[],
+                callbacks=tracking.callbacks(target.url, recipe.name),
             ),
         )
         results = tuner.fit()

@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 
 from raydr import lineage, schema, shards
-from raydr.cluster import ensemble, finetune, session
+from raydr.cluster import ensemble, finetune, session, telemetry
 from raydr.cluster.quota import Quota, Target
 from raydr.cluster.sink import RAW, commit_shard
 from raydr.config import Recipe
@@ -80,11 +80,14 @@ class Generate:
         images = []
         for start in range(0, len(seeds), size):
             part = seeds[start : start + size]
-            latents = sample_latents(self._base, self._prompts, prompt, part, config.sampler, record["px"])
-            images.append(decode(self._base, latents, size).cpu().numpy())
+            with telemetry.timed("synthesize", "sample"):
+                latents = sample_latents(self._base, self._prompts, prompt, part, config.sampler, record["px"])
+                images.append(decode(self._base, latents, size).cpu().numpy())
         pixels = np.concatenate(images)
-        probabilities = self._judges.probabilities(pixels)
-        nearest_ids, distances, _ = self._gate.check(pixels)
+        with telemetry.timed("synthesize", "score"):
+            probabilities = self._judges.probabilities(pixels)
+        with telemetry.timed("synthesize", "memorisation gate"):
+            nearest_ids, distances, _ = self._gate.check(pixels)
         count = len(indices)
         return pa.table(
             {
@@ -230,5 +233,7 @@ def _stream(
         for row in stream.iter_rows():
             made, accepted = made + row["rows"], accepted + row["accepted"]
             session.report_to(meter, done=made, text=f"{accepted} in band")
-            if ray.get(quota.state.remote())["met"]:
+            state = ray.get(quota.state.remote())
+            telemetry.quota(state["targets"], wanted)
+            if state["met"]:
                 break

@@ -21,9 +21,9 @@ class BaseConfig:
     # Phantoms per cohort.
     num_phantoms: int = 8000
     vae_steps: int = 1600
+    # Then on equal shares of the grades.
+    vae_balanced_steps: int = 700
     unet_steps: int = 3600
-    # Last, with the encoder frozen.
-    decoder_steps: int = 400
     batch: int = 16
     vae_learning_rate: float = 2e-3
     learning_rate: float = 1e-3

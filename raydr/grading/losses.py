@@ -6,7 +6,6 @@ in the batch, as torch.nn.CrossEntropyLoss does, so the scale of the weights can
 means the same for every loss.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,26 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydr import config
-from raydr.errors import UserError
+from raydr.treatments import LOSSES, PRIOR_BASED, check_combination, parameter
 
-# Losses that know the class counts. Balanced draws already remove the prior these correct for.
-PRIOR_BASED = (
-    "inverse_frequency",
-    "class_balanced",
-    "ldam",
-    "ldam_drw",
-    "balanced_softmax",
-    "logit_adjustment",
-    "logit_adjustment_post",
-)
-LOSSES = ("ce", "focal", *PRIOR_BASED)
-DEFAULT_PARAMETER = {
-    "focal": 2.0,
-    "class_balanced": 0.999,
-    "ldam_drw": 0.9999,
-    "logit_adjustment": 1.0,
-    "logit_adjustment_post": 1.0,
-}
 LDAM_SCALE = 30.0
 LDAM_MAX_MARGIN = 0.5
 # The deferred weights of LDAM-DRW start at this share of the steps (160 of 200 epochs in the original).
@@ -107,29 +88,6 @@ def joint(binary_loss: Tensor, grade_loss: Tensor, sigma1: Tensor, sigma2: Tenso
 def binary_targets(targets: Tensor) -> Tensor:
     """(B, 5) grade probabilities -> (B, 2): no DR, any DR."""
     return torch.stack([targets[:, 0], 1 - targets[:, 0]], dim=1)
-
-
-def parameter(grader: config.Grader) -> float:
-    """The loss's own parameter: what the configuration says, 0 meaning the published default."""
-    return grader.loss_parameter or DEFAULT_PARAMETER.get(grader.loss, 0.0)
-
-
-def check_combination(grader: config.Grader) -> None:
-    """Raise UserError for an unknown loss, a parameter out of range or a pair that corrects twice."""
-    if grader.loss not in LOSSES:
-        raise UserError(f"unknown grader.loss {grader.loss!r}: use one of {', '.join(LOSSES)}")
-    if grader.loss in PRIOR_BASED and grader.sampler != "instance":
-        raise UserError(
-            f"loss {grader.loss!r} corrects for the class counts and sampler {grader.sampler!r} already does: "
-            f"use sampler 'instance' with it, or loss 'ce' or 'focal' with sampler {grader.sampler!r}"
-        )
-    value = parameter(grader)
-    if grader.loss in ("class_balanced", "ldam_drw") and not 0 < value < 1:
-        raise UserError(f"loss {grader.loss!r} takes a beta between 0 and 1, not {value}")
-    if grader.loss in ("focal", "logit_adjustment", "logit_adjustment_post") and not value > 0:
-        raise UserError(f"loss {grader.loss!r} takes a positive parameter, not {value}")
-    if not math.isclose(grader.loss_parameter, 0.0) and grader.loss not in DEFAULT_PARAMETER:
-        raise UserError(f"loss {grader.loss!r} has no parameter, but grader.loss_parameter is {grader.loss_parameter}")
 
 
 @dataclass(frozen=True)
