@@ -1,0 +1,118 @@
+"""What a block of work costs this machine: CPU over all of its processes, peak memory, and what others took.
+
+CPU-seconds are robust where wall time is not: a neighbour that takes a core doubles the seconds of a loop and hardly
+moves its CPU-seconds.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import psutil
+
+from raydr.bench.fits import Point, at
+from raydr.cluster.telemetry import memory_bytes
+
+EVERY_SECONDS = 0.5
+# Sizes shared between processes are read page by page: 5 ms a process, so seldom.
+MEMORY_EVERY = 4
+
+
+@dataclass
+class Recording:
+    """Filled while the block runs; clocks are `time.time`, as in the files' times of modification."""
+
+    started: float = 0.0
+    seconds: float = 0.0
+    # (time, CPU-seconds of this process and its descendants since the start), also of those that ended.
+    cpu: list[Point] = field(default_factory=list)
+    peak_bytes: int = 0
+    # (time, {pid: resident bytes}), where asked for.
+    resident: list[tuple[float, dict[int, int]]] = field(default_factory=list)
+    # Mean number of cores that other processes kept busy, and the load average at the end.
+    others: float = 0.0
+    load: float = 0.0
+
+    @property
+    def cpu_seconds(self) -> float:
+        return self.cpu[-1][1] if self.cpu else 0.0
+
+    def cpu_points(self, points: list[Point]) -> list[Point]:
+        """(units, CPU-seconds) at the moments of `points` = (units, seconds since the start)."""
+        return [(units, at(self.cpu, self.started + seconds)) for units, seconds in points]
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """`process` and its descendants: Ray's local cluster is made of such, and so are the bare loops."""
+    with contextlib.suppress(psutil.Error):
+        return [process, *process.children(recursive=True)]
+    return [process]
+
+
+class _Spent:
+    """CPU-seconds of a family; a member that has ended counts with what was last seen of it."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[int, float], float] = {}
+        self._last: dict[tuple[int, float], float] = {}
+
+    def see(self, processes: list[psutil.Process], starting: bool = False) -> float:
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                times, key = process.cpu_times(), (process.pid, process.create_time())
+                self._last[key] = times.user + times.system
+                # What was there before the block has already spent something; who comes later has not.
+                self._first.setdefault(key, self._last[key] if starting else 0.0)
+        return sum(self._last.values()) - sum(self._first.values())
+
+
+def busy_seconds() -> float:
+    """CPU-seconds of all processes of the machine since its start."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+
+
+@contextlib.contextmanager
+def recording(memory: bool = True, resident: bool = False) -> Iterator[Recording]:
+    """Measure a block from a thread of its own; costs about 1 % of a core, of either arm."""
+    result, stop, me, spent = Recording(), threading.Event(), psutil.Process(), _Spent()
+    spent.see(family(me), starting=True)
+    busy, result.started, clock = busy_seconds(), time.time(), time.perf_counter()
+    result.cpu.append((result.started, 0.0))
+
+    def watch() -> None:
+        number = 0
+        while not stop.wait(EVERY_SECONDS):
+            members = family(me)
+            result.cpu.append((time.time(), spent.see(members)))
+            if number % MEMORY_EVERY == 0:
+                if memory:
+                    result.peak_bytes = max(result.peak_bytes, memory_bytes(me))
+                if resident:
+                    result.resident.append((time.time(), _resident(members)))
+            number += 1
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield result
+    finally:
+        stop.set()
+        thread.join()
+        result.seconds = time.perf_counter() - clock
+        result.cpu.append((time.time(), spent.see(family(me))))
+        if memory:
+            result.peak_bytes = max(result.peak_bytes, memory_bytes(me))
+        result.others = max(0.0, (busy_seconds() - busy - result.cpu_seconds) / result.seconds)
+        result.load = os.getloadavg()[0]
+
+
+def _resident(members: list[psutil.Process]) -> dict[int, int]:
+    sizes = {}
+    for member in members:
+        with contextlib.suppress(psutil.Error):
+            sizes[member.pid] = member.memory_info().rss
+    return sizes
