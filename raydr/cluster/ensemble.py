@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from raydr import lineage, schema, selection, shards
-from raydr.cluster import ingest, session
+from raydr.cluster import ingest, placement, session
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
 from raydr.shapes import Shape
@@ -150,7 +150,9 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
         # Longest first, so that the last to finish is a short one.
         numbers.sort(key=lambda n: -members[n].grader.steps * members[n].grader.px ** 2)
         with session.metered("ensemble", total, "steps") as meter:
-            remote = train_member.options(num_cpus=shape.trial_cpus, num_gpus=shape.trial_gpus)
+            remote = train_member.options(
+                num_cpus=shape.trial_cpus, num_gpus=shape.trial_gpus, **placement.options(shape.trial_gpus)
+            )
             threads = max(1, int(shape.trial_cpus))
             results = ray.get([remote.remote(target.url, recipe, n, prefix, meter, threads) for n in numbers])
     return {"ensemble_id": ensemble_id, "members": len(members), "trained": sorted(results, key=lambda r: r["name"])}

@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 
 from raydr import lineage, schema, shards
-from raydr.cluster import session, source_record
+from raydr.cluster import placement, session, source_record
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
 from raydr.fundus.phantom import render
@@ -97,7 +97,9 @@ def map_shards(work: Callable[..., dict[str, Any]], plans: Sequence[Any], *argum
     Raises UserError with what a task refused; shards committed until then stay.
     """
     source = ray.data.from_items([{"plan": json.dumps(plan)} for plan in plans], override_num_blocks=len(plans))
-    answers = source.map_batches(partial(shard_task, work=work, arguments=arguments), batch_size=1, num_cpus=1)
+    answers = source.map_batches(
+        partial(shard_task, work=work, arguments=arguments), batch_size=1, num_cpus=1, **placement.options()
+    )
     for row in answers.iter_rows():
         answer = json.loads(row["answer"])
         if "refused" in answer:

@@ -130,7 +130,7 @@ def run(
 
     Raises UserError for what the user can mend; a second driver on the same output is refused.
     """
-    from raydr.cluster import session
+    from raydr.cluster import preflight, session
 
     shape = shape or Shape()
     target = out if isinstance(out, Run) else Run(out)
@@ -154,6 +154,7 @@ def run(
             first = next(stage for stage in stages if not finished(part, place, stage))
             importlib.import_module(f"raydr.cluster.{first}").ready(part, place)
             with session.session(shape):
+                preflight.check(part, place, shape, [stage for stage in stages if not finished(part, place, stage)])
                 for stage in stages:
                     summaries[stage] = _stage(part, place, shape, stage)
         if report:

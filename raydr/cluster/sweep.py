@@ -17,7 +17,7 @@ import pyarrow as pa
 from ray import tune
 
 from raydr import schema, selection, shards
-from raydr.cluster import ensemble, finetune, ingest, session, tracking
+from raydr.cluster import ensemble, finetune, ingest, placement, session, tracking
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
 from raydr.identity import fingerprint, seed_of
@@ -273,7 +273,7 @@ def _tune(recipe: Recipe, target: Run, shape: Shape, todo: list[tuple[str, Trial
             num_threads=max(1, int(shape.trial_cpus)),
             gpu=shape.trial_gpus > 0,
         )
-        trainable = tune.with_resources(trainable, {"CPU": shape.trial_cpus, "GPU": shape.trial_gpus})
+        trainable = tune.with_resources(trainable, placement.bundle(shape.trial_cpus, shape.trial_gpus))
         tuner = tune.Tuner(
             trainable,
             param_space={"trial_id": tune.grid_search(list(jobs)), **space},

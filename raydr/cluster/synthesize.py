@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 
 from raydr import lineage, schema, shards
-from raydr.cluster import ensemble, finetune, session, telemetry
+from raydr.cluster import ensemble, finetune, placement, session, telemetry
 from raydr.cluster.quota import Quota, Target
 from raydr.cluster.sink import RAW, commit_shard
 from raydr.config import Recipe
@@ -163,10 +163,8 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
         identity = lineage.synthetic_fingerprint(recipe, item.generator_id, ensemble_id)
         keys = [lineage.shard_key(item.generator_id, item.grade, number) for number in range(item.least)]
         shards.pending(keys, identity, done)  # refuses shards of another configuration
-    if shape.generator_gpus == 0:
-        session.require_cpus(shape.generators * shape.generator_cpus + 0.25, "The generator pool and its sink")
     name = f"quota-{fingerprint(target.url, time.time())}"
-    quota = Quota.options(name=name, namespace=session.NAMESPACE).remote(  # type: ignore[attr-defined]
+    quota = Quota.options(name=name, namespace=session.NAMESPACE, **session.here()).remote(  # type: ignore[attr-defined]
         target.url, wanted, config.max_starts
     )
     try:
@@ -212,6 +210,7 @@ def _stream(
             ),
             num_cpus=shape.generator_cpus,
             num_gpus=shape.generator_gpus or None,
+            **placement.options(shape.generator_gpus),
         )
         .map_batches(
             commit_shard,  # type: ignore[arg-type]  # takes a pyarrow table, by batch_format
@@ -226,6 +225,7 @@ def _stream(
                 "versions": versions(),
             },
             num_cpus=0.25,
+            **placement.options(),
         )
     )
     made = accepted = 0
