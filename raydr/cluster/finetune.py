@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray.train
 
 from raydr import lineage, schema, selection, shards
-from raydr.cluster import ensemble, ingest, session, telemetry
+from raydr.cluster import ensemble, ingest, placement, session, telemetry
 from raydr.cluster.ranks import TorchRanks, latest_checkpoint, report_checkpoint
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
@@ -257,7 +257,12 @@ def fit(recipe: Recipe, target: Run, shape: Shape, settings: dict[str, Any]) -> 
         scaling_config=ScalingConfig(
             num_workers=shape.train_workers,
             use_gpu=shape.train_gpus > 0,
-            resources_per_worker={"CPU": 1, **({"GPU": shape.train_gpus} if shape.train_gpus else {})},
+            resources_per_worker={
+                "CPU": 1,
+                **({"GPU": shape.train_gpus} if shape.train_gpus else {}),
+                **placement.resources(shape.train_gpus),
+            },
+            label_selector=placement.labels() or None,
         ),
         run_config=RunConfig(
             name=settings["name"],
