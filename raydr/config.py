@@ -10,88 +10,13 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from raydr.errors import require
+from raydr.graders import Ensemble, Sweep
+from raydr.graders import Grader as Grader
+from raydr.graders import Member as Member
 from raydr.grades import GRADES
 from raydr.identity import added
+from raydr.kinds import CHANGES
 from raydr.sources import Ingest
-
-
-@dataclass(frozen=True)
-class Grader:
-    """How one grader is built and trained; used by ensemble members and by sweep trials."""
-
-    # timm model name, or torchvision's vgg16_bn, densenet121, inception_v3, resnet50 for LANet.
-    backbone: str = "resnet10t"
-    # "plain" = 5-way head; "lanet" = lesion-aware attention with an auxiliary binary head.
-    head: str = "plain"
-    # LANet on a timm backbone: module whose output is attended; empty = the last feature stage but one.
-    lanet_stage: str = ""
-    # True takes the backbone's published weights from the hub (needs network once).
-    pretrained: bool = False
-    # A local .safetensors or .pth file of backbone weights, instead of the hub's; empty = none.
-    weights: str = ""
-    # Side of the input, px; images are resized when they differ.
-    px: int = 64
-    # Optimisation steps, equal for every arm.
-    steps: int = 200
-    batch: int = 64
-    # "adamw" with a cosine schedule, or "sgd" with the paper's polynomial one.
-    optimizer: str = "adamw"
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.02
-    # ce, inverse_frequency, class_balanced, focal, ldam, ldam_drw, balanced_softmax, logit_adjustment,
-    # logit_adjustment_post (plain ce, logits corrected when predicting); all but ce and focal need sampler "instance".
-    loss: str = "ce"
-    # The loss's own parameter: focal gamma, class-balanced beta, logit-adjustment tau; 0 = its default.
-    loss_parameter: float = 0.0
-    # instance (as the data is), sqrt, balanced (each grade 20 % of the draws), or paper (weights from
-    # the real counts even where synthetic images are added: the published flaw).
-    sampler: str = "balanced"
-    # Beta(alpha, alpha) MixUp; 0 turns it off.
-    mixup: float = 0.0
-    # rho: targets of synthetic images become (1 - rho) one-hot + rho ensemble mean.
-    soft_labels: float = 0.0
-    # "light" = flips, quarter turns, shifts and colour jitter; "paper" = LANet's; "none" for tests.
-    augmentation: str = "light"
-    # "auto" trains in bf16 where the device computes it natively (1.6x on AVX512-BF16 CPUs), else fp32.
-    precision: str = "auto"
-    # Evaluate on validation every so many steps and keep the best; 0 = last step only.
-    evaluate_every: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.head in ("plain", "lanet"), f"head is 'plain' or 'lanet', not {self.head!r}")
-        require(self.optimizer in ("adamw", "sgd"), f"optimizer is 'adamw' or 'sgd', not {self.optimizer!r}")
-        require(self.sampler in ("instance", "sqrt", "balanced", "paper"), f"unknown sampler {self.sampler!r}")
-        require(self.augmentation in ("none", "light", "paper"), f"unknown augmentation {self.augmentation!r}")
-        require(self.precision in ("auto", "fp32", "bf16"), f"unknown precision {self.precision!r}")
-        require(self.steps >= 1 and self.batch >= 2, "a grader needs at least 1 step and a batch of 2")
-
-
-@dataclass(frozen=True)
-class Member:
-    """One ensemble member: a grader on the training rows outside one inner fold."""
-
-    grader: Grader
-    # Inner fold left out of training and used to calibrate, 0 <= fold < Ensemble.inner_folds.
-    inner_fold: int = 0
-    # "score" members judge samples in the loop (A); "audit" members never do (B).
-    role: str = "score"
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Graders that judge samples."""
-
-    members: tuple[Member, ...] = ()
-    inner_folds: int = 5
-
-    def __post_init__(self) -> None:
-        for member in self.members:
-            require(member.role in ("score", "audit"), f"member role is 'score' or 'audit', not {member.role!r}")
-            require(
-                0 <= member.inner_fold < self.inner_folds,
-                f"inner_fold {member.inner_fold} is outside 0..{self.inner_folds - 1}",
-            )
 
 
 @dataclass(frozen=True)
@@ -105,7 +30,7 @@ class Finetune:
     grades: tuple[int, ...] = (1, 3)
     # True trains one generator for all grades instead of one each.
     joint: bool = False
-    # "plain" (instance + prior) and/or "ecc" (branches from plain at ecc_start).
+    # "plain" (instance + prior), "ecc" (branches from plain at ecc_start), and controls of it: see raydr/kinds.py.
     kinds: tuple[str, ...] = ("plain", "ecc")
     px: int = 64
     steps: int = 80
@@ -164,13 +89,13 @@ class Finetune:
     def __post_init__(self) -> None:
         require(set(self.grades) <= set(GRADES), f"finetune.grades {self.grades} are not within 0-4")
         require(
-            len(self.kinds) > 0 and set(self.kinds) <= {"plain", "ecc"},
-            f"finetune.kinds holds 'plain' and 'ecc', not {self.kinds}",
+            len(self.kinds) > 0 and set(self.kinds) <= set(CHANGES),
+            f"finetune.kinds holds {', '.join(map(repr, CHANGES))}, not {self.kinds}",
         )
         require(self.steps >= 1, "finetune.steps must be at least 1")
         require(self.ecc_start > 0, "finetune.ecc_start must be at least 1")
         require(
-            "ecc" not in self.kinds or self.ecc_start < self.steps,
+            set(self.kinds) == {"plain"} or self.ecc_start < self.steps,
             f"finetune.ecc_start {self.ecc_start} must lie before the last step {self.steps}",
         )
         require(0 < self.ecc_keep <= self.ecc_batch, "finetune.ecc_keep must lie in 1..ecc_batch")
@@ -260,27 +185,6 @@ class Synthesize:
         require(self.max_gpu_seconds >= 0 and self.max_cost >= 0, "synthesize's budgets must not be negative")
         require(self.hang_seconds > 0, "synthesize.hang_seconds must be positive")
         require(0 <= self.max_quarantine <= 1, "synthesize.max_quarantine is a share between 0 and 1")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Which arms, over which seeds; `real` + `synthetic` -> `trials`."""
-
-    arms: tuple[str, ...] = ("real_only", "oversampling", "naive", "band", "ecc", "ceiling")
-    num_seeds: int = 3
-    grader: Grader = field(default_factory=Grader)
-    # Grades that receive synthetic images.
-    grades: tuple[int, ...] = (1, 3)
-    ratio: float = 1.0
-    band: tuple[float, float] = (0.7, 0.9)
-    # Cells of the band x ratio map, scored on validation only; empty = no map.
-    map_bands: tuple[tuple[float, float], ...] = ()
-    map_ratios: tuple[float, ...] = ()
-    map_seeds: int = 1
-
-    def __post_init__(self) -> None:
-        require(self.num_seeds >= 1, "sweep.num_seeds must be at least 1")
-        require(self.ratio >= 0, "sweep.ratio must not be negative")
 
 
 @dataclass(frozen=True)

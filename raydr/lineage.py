@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raydr import kinds
 from raydr.config import Recipe
 from raydr.grades import GRADES
 from raydr.identity import as_dict, fingerprint, seed_of
@@ -80,13 +81,14 @@ def generators(recipe: Recipe, data: str, base: str, ensemble: str) -> list[Gene
     common = {name: value for name, value in inside(recipe, "finetune").items() if not name.startswith("ecc")}
     common.pop("w_ecc")
     wanted = []
-    for kind in ("plain", "ecc"):
+    for kind in kinds.CHANGES:
+        inner = dataclasses.replace(recipe, finetune=kinds.changed(config, kind))
         for grades in groups:
             seed = seed_of("generator", recipe.seed, recipe.replicate, grades)
             name = "all" if config.joint else f"g{grades[0]}"
             plain = f"plain-{name}-{fingerprint('plain', common, recipe.fold, seed, data, base)[:8]}"
-            identity = (inside(recipe, "finetune"), plain, ensemble)
-            own = plain if kind == "plain" else f"ecc-{name}-{fingerprint('ecc', *identity)[:8]}"
+            identity = (inside(inner, "finetune"), plain, ensemble)
+            own = f"{kind}-{name}-{fingerprint(kind, *identity)[:8]}" if kinds.is_ecc(kind) else plain
             if kind in config.kinds:
                 wanted.append(Generator(own, kind, grades, seed, plain))
     return wanted

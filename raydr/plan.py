@@ -7,6 +7,7 @@ from raydr import shards
 from raydr.config import Recipe
 from raydr.errors import UserError
 from raydr.grades import GRADES
+from raydr.kinds import is_ecc
 from raydr.record import replicates
 from raydr.selection import arm_named
 from raydr.storage import Run
@@ -65,7 +66,7 @@ def describe(recipe: Recipe, target: Run) -> list[Row]:
     grades = 5 if finetune.joint else 1
     num_generators = groups * len(finetune.kinds)
     steps = groups * sum(
-        finetune.steps - (finetune.ecc_start if kind == "ecc" and "plain" in finetune.kinds else 0)
+        finetune.steps - (finetune.ecc_start if is_ecc(kind) and "plain" in finetune.kinds else 0)
         for kind in finetune.kinds
     )
     images = num_generators * grades * math.ceil(synthesize.count / synthesize.shard_size) * synthesize.shard_size

@@ -24,6 +24,7 @@ LEVELS = (
     {"cluster"},
     {"diffusion", "report"},
     {"plan"},
+    {"trials"},
     {"grading", "fundus", "selection"},
     {"shards", "record", "metrics", "statistics"},
     {"checks"},
@@ -31,9 +32,10 @@ LEVELS = (
     {"storage"},
     {"locks"},
     {"backends"},
-    {"recipes", "lineage"},
+    {"recipes", "lineage", "treatments"},
     {"config", "prompts", "shapes"},
-    {"identity", "images", "terminal", "sources"},
+    {"graders"},
+    {"identity", "images", "terminal", "sources", "kinds"},
     {"schema", "grades", "errors"},
 )
 LEVEL = {unit: number for number, units in enumerate(LEVELS) for unit in units}

@@ -4,6 +4,7 @@ from raydr.cluster import finetune
 finetune.run(recipe, "out")
 """
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from raydr.cluster.ranks import TorchRanks, latest_checkpoint, report_checkpoint
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
 from raydr.identity import fingerprint
+from raydr.kinds import ECC, PLAIN, changed, is_ecc
 from raydr.lineage import Generator
 from raydr.shapes import Shape
 from raydr.storage import Run
@@ -70,7 +72,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     base = load_base(config.base, config.precision, config.revision, device)
     roles = {part: photographs(recipe, target, base, part, ranks) for part in ("train", "prior", "validation")}
     judges = None
-    if any(generator.kind == "ecc" for generator in wanted):
+    if any(is_ecc(generator.kind) for generator in wanted):
         judges = ensemble.load(recipe, target, settings["ensemble_id"], "score", device).probabilities
     resumed = latest_checkpoint()
     for number, generator in enumerate(wanted):
@@ -79,7 +81,9 @@ def train_loop(settings: dict[str, Any]) -> None:
             continue
         writer = _writer(target, generator.generator_id) if ranks.rank == 0 else None
         history: list[dict[str, Any]] = []
-        spec = Spec(generator.generator_id, generator.kind, generator.grades, settings["dataset"], generator.seed)
+        # To the trainer every control is ECC; what makes it another is in its configuration.
+        kind, config = (ECC if is_ecc(generator.kind) else PLAIN), changed(recipe.finetune, generator.kind)
+        spec = Spec(generator.generator_id, kind, generator.grades, settings["dataset"], generator.seed)
 
         watched = telemetry.Finetuning(generator.kind, generator.grades)
 
@@ -102,7 +106,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         branch = f"branches/{generator.branch_id}/state.pt"
         if generator.generator_id in resumed:
             trainer.restore(State.from_bytes(resumed[generator.generator_id]))
-        elif generator.kind == "ecc" and target.exists(branch):
+        elif is_ecc(generator.kind) and target.exists(branch):
             # ECC begins where the plain run was at ecc_start: same steps before it, bit for bit.
             trainer.restore(State.from_bytes(target.read(branch)))
 
@@ -147,7 +151,7 @@ def _store(
         "branch_id": generator.branch_id,
         "base": recipe.finetune.base,
         "base_fingerprint": settings["base_fingerprint"],
-        "ensemble_id": settings["ensemble_id"] if generator.kind == "ecc" else None,
+        "ensemble_id": settings["ensemble_id"] if is_ecc(generator.kind) else None,
         "dataset": settings["dataset"],
         "prompts": {str(grade): instance_prompt(settings["dataset"], grade) for grade in generator.grades},
         "fold": recipe.fold,
@@ -156,7 +160,9 @@ def _store(
         "loss": {key: value for key, value in history[-1].items() if isinstance(value, float)},
         "num_photographs": len(set(seen)),
         "photographs_seen": [int(value) for value in hash_ids(set(seen))],
-        "config": lineage.inside(recipe, "finetune"),
+        "config": lineage.inside(
+            dataclasses.replace(recipe, finetune=changed(recipe.finetune, generator.kind)), "finetune"
+        ),
     }
     with tempfile.TemporaryDirectory() as folder:
         if recipe.finetune.full:
@@ -197,7 +203,7 @@ def ready(recipe: Recipe, target: Run) -> None:
     """MissingInput where the photographs, or the ensemble that ECC needs, are not there."""
     if not shards.completed(target, "real"):
         raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
-    if any(generator.kind == "ecc" for generator in _missing(planned(recipe, target), target)):
+    if any(is_ecc(generator.kind) for generator in _missing(planned(recipe, target), target)):
         ensemble.require(recipe, target)
 
 
@@ -217,11 +223,11 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
     result = {"generators": [generator.generator_id for generator in wanted], "trained": len(todo)}
     if not todo:
         return result
-    needs_judges = any(generator.kind == "ecc" for generator in todo)
+    needs_judges = any(is_ecc(generator.kind) for generator in todo)
     ensemble_id = ensemble.require(recipe, target) if needs_judges else None
     plain = {generator.generator_id for generator in wanted if generator.kind == "plain"}
     first = [
-        recipe.finetune.ecc_start if generator.kind == "ecc" and generator.branch_id in plain else 0
+        recipe.finetune.ecc_start if is_ecc(generator.kind) and generator.branch_id in plain else 0
         for generator in todo
     ]
     total = sum(recipe.finetune.steps - start for start in first)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydr import config
-from raydr.treatments import LOSSES, PRIOR_BASED, check_combination, parameter
+from raydr.treatments import check_combination, parameter
 
 LDAM_SCALE = 30.0
 LDAM_MAX_MARGIN = 0.5

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raydr import treatments
 from raydr.config import Grader
 from raydr.errors import UserError
 from raydr.grading import losses
@@ -125,7 +126,7 @@ def test_absent_grades_neither_weigh_nor_break():
     assert losses.inverse_frequency_weights(counts)[[1, 3]].tolist() == [0, 0]
     assert losses.class_balanced_weights(counts, 0.999)[[1, 3]].tolist() == [0, 0]
     assert losses.ldam_margins(counts)[[1, 3, 4]].tolist() == [0, 0, 0.5]
-    for name in losses.LOSSES:
+    for name in treatments.LOSSES:
         assert torch.isfinite(make(name, counts)(LOGITS, TARGETS, 0.9)), name
 
 
@@ -142,12 +143,12 @@ def test_joint_loss_of_lanet():
     )
 
 
-@pytest.mark.parametrize("loss", losses.PRIOR_BASED)
+@pytest.mark.parametrize("loss", treatments.PRIOR_BASED)
 @pytest.mark.parametrize("sampler", ["balanced", "sqrt", "paper"])
 def test_a_prior_based_loss_on_corrected_draws_is_refused_by_name(loss, sampler):
     with pytest.raises(UserError, match=f"(?s){loss}.*{sampler}.*instance"):
-        losses.check_combination(Grader(loss=loss, sampler=sampler))
-    losses.check_combination(Grader(loss=loss, sampler="instance"))
+        treatments.check_combination(Grader(loss=loss, sampler=sampler))
+    treatments.check_combination(Grader(loss=loss, sampler="instance"))
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from grading.blobs import blobs
-from raydr import metrics
+from raydr import metrics, treatments
 from raydr.config import Grader
 from raydr.errors import UserError
-from raydr.grading import losses, sampling, training
+from raydr.grading import sampling, training
 
 TINY = Grader(backbone="test_resnet", px=32, steps=6, batch=10)
 IMAGES, GRADES = blobs(100)
@@ -134,7 +134,7 @@ def test_predictions_do_not_depend_on_the_batch():
     assert training.predict(trained.model, IMAGES, ROWS[:0]).shape == (0, 5)
 
 
-@pytest.mark.parametrize("loss", [name for name in losses.LOSSES if name != "ce"])
+@pytest.mark.parametrize("loss", [name for name in treatments.LOSSES if name != "ce"])
 def test_every_loss_trains(loss):
     grader = dataclasses.replace(TINY, loss=loss, sampler="instance", steps=3)
     trained = fit(grader)
