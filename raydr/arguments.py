@@ -86,6 +86,15 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("out", metavar="OUT", help="run directory")
     again.add_argument("sample_id", metavar="SAMPLE_ID", help="as in the report: GENERATOR/gGRADE/INDEX")
     again.add_argument("--to", required=True, metavar="FILE", help="PNG to write")
+    boards = command("dashboards", "write the Grafana boards of pipeline and sweep for Ray's Prometheus and Grafana")
+    boards.add_argument("-h", "--help", action="help", help="show this and exit")
+    boards.add_argument(
+        "--to",
+        required=True,
+        metavar="DIR",
+        help="folder of Grafana's boards; Ray's is /tmp/ray/session_latest/metrics/grafana/dashboards, or what "
+        "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR says",
+    )
     base = command("base", "build the small phantom base from nothing (about an hour on 2 cores; resumes)")
     base.add_argument("-h", "--help", action="help", help="show this and exit")
     base.add_argument("name", choices=["phantom"])

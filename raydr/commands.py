@@ -142,6 +142,23 @@ def audit(options: Any) -> int:
     return 1 if options.strict and leaks else 0
 
 
+def dashboards(options: Any) -> int:
+    from importlib import resources
+
+    folder = Path(options.to)
+    boards = resources.files("raydr") / "assets" / "dashboards"
+    names = sorted(board.name for board in boards.iterdir() if board.name.endswith(".json"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / name).write_bytes((boards / name).read_bytes())
+    except OSError as error:
+        raise UserError(f"The boards cannot be written to {folder} ({error.strerror}): name another --to") from None
+    terminal.line("dashboards", f"{', '.join(names)} in {folder}")
+    terminal.note("Grafana shows them in the folder Ray when this is the folder that Ray's own boards are in")
+    return 0
+
+
 def doctor(options: Any) -> int:
     if options.address and options.address.startswith(("http://", "https://")):
         from raydr.cluster import submit
@@ -163,5 +180,6 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "repair": repair,
     "regenerate": regenerate,
     "base": base,
+    "dashboards": dashboards,
     "doctor": doctor,
 }
