@@ -11,45 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raydr.errors import UserError
-from raydr.grades import NUM_GRADES
+from raydr.arms import ADDING_NOTHING, REAL_SOURCES, Arm, arm_named
+from raydr.arms import ARMS as ARMS
+from raydr.grades import GRADES, NUM_GRADES
 from raydr.identity import rng_of
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Where an arm's extra images come from. `source`: none, plain, ecc, prior or fresh."""
-
-    source: str
-    # Score band [low, high]; "recipe" takes the sweep's.
-    band: tuple[float, float] | str | None = None
-    # Random draw from all scored samples instead of the lowest indices.
-    random: bool = False
-    # None = the sweep's sampler; real_only trains on the data as it is.
-    sampler: str | None = None
-
-
-ARMS: dict[str, Arm] = {
-    "real_only": Arm("none", sampler="instance"),
-    "oversampling": Arm("none"),
-    "naive": Arm("plain"),
-    "random_subset": Arm("plain", random=True),
-    "band": Arm("plain", band="recipe"),
-    "ecc": Arm("ecc"),
-    "ecc_band": Arm("ecc", band="recipe"),
-    "bin_00_50": Arm("plain", band=(0.0, 0.5)),
-    "bin_50_70": Arm("plain", band=(0.5, 0.7)),
-    "bin_70_90": Arm("plain", band=(0.7, 0.9)),
-    "bin_90_100": Arm("plain", band=(0.9, 1.0)),
-    "external_real": Arm("prior"),
-    "ceiling": Arm("fresh"),
-}
-
-
-def arm_named(name: str) -> Arm:
-    if name not in ARMS:
-        raise UserError(f"There is no arm {name!r}: choose from {', '.join(ARMS)}")
-    return ARMS[name]
 
 
 def part_of(real: pa.Table, part: str, fold: int | None) -> np.ndarray:
@@ -89,27 +54,65 @@ def usable(samples: pa.Table, memorised_below: float | None = None) -> np.ndarra
     return good
 
 
-def supply(
-    arm: Arm, grade: int, band: tuple[float, float], real: pa.Table, samples: pa.Table, good: np.ndarray, seed: int
-) -> tuple[str, np.ndarray]:
-    """("real" or "synthetic", row numbers in the order in which they are taken) of an arm for one grade.
+def grades_of(arm: Arm, grades: Sequence[int]) -> tuple[int, ...]:
+    """The grades that get images in an arm of a sweep with these `grades`."""
+    return tuple(GRADES) if arm.grades == "all" else tuple(grades)
 
-    Samples are taken by index, so the first N are the same however many machines made them.
+
+def supply(
+    arm: Arm,
+    grade: int,
+    band: tuple[float, float],
+    real: pa.Table,
+    samples: pa.Table,
+    good: np.ndarray,
+    seed: int,
+    fold: int | None = None,
+) -> tuple[str, np.ndarray]:
+    """(kind, row numbers in the order in which they are taken) of what an arm has for one grade.
+
+    The kind is "real" or "roundtrip" (rows of `real`) or "synthetic" (rows of `samples`). Samples are taken
+    by index, so the first N are the same however many machines made them.
     """
-    if arm.source in ("prior", "fresh"):
-        rows = part_of(real, arm.source, None)
-        return "real", rows[np.asarray(real["grade"].fill_null(-1))[rows] == grade]
+    if arm.source in (*REAL_SOURCES, "roundtrip"):
+        rows = part_of(real, "train" if arm.source == "roundtrip" else arm.source, fold)
+        kind = "roundtrip" if arm.source == "roundtrip" else "real"
+        return kind, rows[np.asarray(real["grade"].fill_null(-1))[rows] == grade]
     mask = good & (np.asarray(samples["kind"].to_pylist(), dtype=object) == arm.source)
     mask &= np.asarray(samples["grade"]) == grade
     low_high = band if arm.band == "recipe" else arm.band
     if isinstance(low_high, tuple):
         score = np.asarray(samples["score"])
-        mask &= (score >= low_high[0]) & (score <= low_high[1])
+        mask &= (score >= low_high[0]) if arm.ends[0] == "[" else (score > low_high[0])
+        mask &= (score <= low_high[1]) if arm.ends[1] == "]" else (score < low_high[1])
     rows = np.flatnonzero(mask)
     rows = rows[np.argsort(np.asarray(samples["index"])[rows], kind="stable")]
     if arm.random:
         rows = rng_of("random-subset", seed, grade).permutation(rows)
     return "synthetic", rows
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What arms choose from: photographs, samples, which of these may be used, and the evaluated fold."""
+
+    real: pa.Table
+    samples: pa.Table
+    good: np.ndarray
+    fold: int | None
+
+    def supply(self, arm: Arm, grade: int, band: tuple[float, float], seed: int = 0) -> tuple[str, np.ndarray]:
+        return supply(arm, grade, band, self.real, self.samples, self.good, seed, self.fold)
+
+    def amount(self, arm: Arm, grade: int, band: tuple[float, float]) -> int:
+        """How many images an arm could add to a grade; photographs may be drawn again after a round trip."""
+        kind, rows = self.supply(arm, grade, band)
+        return 2**62 if kind == "roundtrip" and len(rows) else len(rows)
+
+    def asked(self, ratio: float, grades: Sequence[int]) -> np.ndarray:
+        """N per grade that ratio r asks for, int64 (5,)."""
+        train = part_of(self.real, "train", self.fold)
+        return wanted(counts_of(np.asarray(self.real["grade"])[train]), ratio, grades)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ class Training:
     synthetic_rows: np.ndarray  # int64, into `samples`
     added: tuple[int, ...]  # extra images per grade
     shortage: tuple[int, ...]  # wanted and not there, per grade
+    # int64, into `real`: photographs that are trained on after encode and decode, repeated where there are few.
+    roundtrip_rows: np.ndarray
 
 
 def common_counts(
@@ -132,18 +137,47 @@ def common_counts(
     good: np.ndarray,
     fold: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, wanted) int64 (5,) each: N is what every arm of the sweep that adds images can give."""
-    train = part_of(real, "train", fold)
-    asked = wanted(counts_of(np.asarray(real["grade"])[train]), ratio, grades)
+    """(N, wanted) int64 (5,) each: N is what every arm of the family "main" that adds images can give."""
+    tables = Tables(real, samples, good, fold)
+    asked = tables.asked(ratio, grades)
     given = asked.copy()
     for name in arms:
         arm = arm_named(name)
-        if arm.source == "none":
-            continue
-        for grade in grades:
-            _, rows = supply(arm, grade, band, real, samples, good, 0)
-            given[grade] = min(given[grade], len(rows))
+        if arm.family == "main" and arm.source not in ADDING_NOTHING:
+            for grade in grades:
+                given[grade] = min(given[grade], tables.amount(arm, grade, band))
     return given, asked
+
+
+def counts_of_arms(
+    arms: Sequence[str], ratio: float, grades: Sequence[int], band: tuple[float, float], tables: Tables
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{arm: (N, wanted)}, int64 (5,) each, for all arms of a sweep that are trained as graders.
+
+    The bins get what the poorest of those bins that have any of a grade can give: equal numbers, and 0 where
+    a bin is empty. A control takes main's number of the sweep's grades, as far as it reaches.
+    """
+    common, asked = common_counts(arms, ratio, grades, band, tables.real, tables.samples, tables.good, tables.fold)
+    bins = {name: arm_named(name) for name in arms if arm_named(name).family == "bin"}
+    amounts = {name: {g: tables.amount(arm, g, band) for g in grades} for name, arm in bins.items()}
+    found = {}
+    for name in arms:
+        arm = arm_named(name)
+        given, wished = np.zeros_like(common), np.zeros_like(common)
+        if arm.family == "main" and arm.source not in ADDING_NOTHING:
+            given, wished = common, asked
+        elif arm.family == "bin":
+            wished = asked
+            for grade in grades:
+                there = [counts[grade] for counts in amounts.values() if counts[grade]]
+                given[grade] = min(asked[grade], *there) if amounts[name][grade] else 0
+        elif arm.family == "control":
+            wished = tables.asked(ratio, grades_of(arm, grades))
+            for grade in grades_of(arm, grades):
+                most = common[grade] if grade in grades else wished[grade]
+                given[grade] = min(most, tables.amount(arm, grade, band))
+        found[name] = (given, wished)
+    return found
 
 
 def training_rows(
@@ -159,15 +193,64 @@ def training_rows(
 ) -> Training:
     """The rows of arm `name` when every grade g gets `extra[g]` images (5,) beside the real ones."""
     arm = arm_named(name)
-    real_rows, synthetic_rows = [part_of(real, "train", fold)], [np.zeros(0, dtype=np.int64)]
+    rows: dict[str, list[np.ndarray]] = {"real": [part_of(real, "train", fold)]}
     added = np.zeros(NUM_GRADES, dtype=np.int64)
-    if arm.source != "none":
+    if arm.source not in ADDING_NOTHING:
         for grade in np.flatnonzero(extra):
-            kind, rows = supply(arm, int(grade), band, real, samples, good, seed)
-            rows = rows[: extra[grade]]
-            (real_rows if kind == "real" else synthetic_rows).append(rows)
-            added[grade] = len(rows)
-    shortage = asked - added if arm.source != "none" else np.zeros_like(asked)
-    return Training(
-        np.concatenate(real_rows), np.concatenate(synthetic_rows), tuple(added.tolist()), tuple(shortage.tolist())
-    )
+            kind, there = supply(arm, int(grade), band, real, samples, good, seed, fold)
+            taken = np.resize(there, extra[grade]) if kind == "roundtrip" else there[: extra[grade]]
+            rows.setdefault(kind, []).append(taken)
+            added[grade] = len(taken)
+    shortage = asked - added if arm.source not in ADDING_NOTHING else np.zeros_like(asked)
+    none = [np.zeros(0, dtype=np.int64)]
+    kinds = [np.concatenate(none + rows.get(kind, [])) for kind in ("real", "synthetic", "roundtrip")]
+    return Training(kinds[0], kinds[1], tuple(added.tolist()), tuple(shortage.tolist()), kinds[2])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Rows of a real-vs-synthetic probe: of each grade as many of either kind, in training and held out."""
+
+    kind: str  # of what is told from photographs: synthetic (rows of `samples`) or roundtrip (of `real`)
+    train_real: np.ndarray
+    train_other: np.ndarray
+    held_real: np.ndarray
+    held_other: np.ndarray
+
+
+def probe_counts(
+    name: str, grades: Sequence[int], band: tuple[float, float], tables: Tables
+) -> tuple[np.ndarray, np.ndarray]:
+    """(images of each kind to train a probe on, to hold out) per grade, int64 (5,) each."""
+    arm, train, held = arm_named(name), np.zeros(NUM_GRADES, np.int64), np.zeros(NUM_GRADES, np.int64)
+    real = [part_of(tables.real, part, tables.fold) for part in ("train", "validation")]
+    for grade in grades:
+        num_train, num_held = (int((np.asarray(tables.real["grade"])[rows] == grade).sum()) for rows in real)
+        if arm.source == "roundtrip":
+            train[grade], held[grade] = num_train // 2, num_held // 2
+            continue
+        there = tables.amount(arm, grade, band)
+        train[grade] = min(num_train, there - there // 2)
+        held[grade] = min(num_held, there - train[grade])
+    return train, held
+
+
+def probe_rows(name: str, train: np.ndarray, held: np.ndarray, band: tuple[float, float], tables: Tables) -> Probe:
+    """The rows of probe `name`; of a round trip no photograph stands on both sides."""
+    arm, kind = arm_named(name), "synthetic"
+    parts: dict[str, list[np.ndarray]] = {key: [np.zeros(0, np.int64)] for key in ("tr", "to", "hr", "ho")}
+    grade_of = np.asarray(tables.real["grade"].fill_null(-1))
+    real = [part_of(tables.real, part, tables.fold) for part in ("train", "validation")]
+    for grade in np.flatnonzero(train + held):
+        mine = [rows[grade_of[rows] == grade] for rows in real]
+        if arm.source == "roundtrip":
+            kind = "roundtrip"
+            others = mine[0][train[grade] : 2 * train[grade]], mine[1][held[grade] : 2 * held[grade]]
+        else:
+            _, there = tables.supply(arm, int(grade), band)
+            others = there[: train[grade]], there[train[grade] : train[grade] + held[grade]]
+        parts["tr"].append(mine[0][: train[grade]])
+        parts["hr"].append(mine[1][: held[grade]])
+        parts["to"].append(others[0])
+        parts["ho"].append(others[1])
+    return Probe(kind, *(np.concatenate(parts[key]) for key in ("tr", "to", "hr", "ho")))

@@ -32,7 +32,7 @@ LEVELS = (
     {"storage"},
     {"locks"},
     {"backends"},
-    {"recipes", "lineage", "treatments"},
+    {"recipes", "lineage", "treatments", "arms"},
     {"config", "prompts", "shapes"},
     {"graders"},
     {"identity", "images", "terminal", "sources", "kinds"},

@@ -4,7 +4,21 @@ import pytest
 
 from raydr import selection
 from raydr.errors import UserError
-from raydr.selection import ARMS, common_counts, counts_of, part_of, supply, training_rows, usable, wanted
+from raydr.kinds import CHANGES
+from raydr.selection import (
+    ARMS,
+    Tables,
+    common_counts,
+    counts_of,
+    counts_of_arms,
+    part_of,
+    probe_counts,
+    probe_rows,
+    supply,
+    training_rows,
+    usable,
+    wanted,
+)
 
 BAND = (0.7, 0.9)
 
@@ -139,7 +153,7 @@ def test_the_band_is_inclusive_on_both_sides_in_single_precision():
 
 
 @pytest.mark.parametrize(
-    ("name", "indices"), [("bin_00_50", [1]), ("bin_50_70", [2]), ("bin_70_90", [0, 2, 4]), ("bin_90_100", [3, 4])]
+    ("name", "indices"), [("bin_low", [1]), ("bin_mid", []), ("bin_paper", [0, 2, 4]), ("bin_top", [3])]
 )
 def test_bins_have_bands_of_their_own(name, indices):
     assert taken(name, band=(0.0, 1.0))[1]["index"].to_pylist() == indices
@@ -223,7 +237,7 @@ def test_the_first_indices_win_and_the_random_ones_differ_by_seed():
 
 def test_no_arm_touches_validation_or_test():
     for name in ARMS:
-        if ARMS[name].source != "ecc":
+        if ARMS[name].source not in CHANGES or ARMS[name].source == "plain":
             splits = REAL["split"].take(rows_of(name).real_rows).to_pylist()
             assert set(splits) <= {"train", "prior", "fresh"}
 
@@ -247,3 +261,103 @@ def test_no_samples_at_all():
     assert given.tolist() == [0] * 5
     chosen = training_rows("naive", given, asked, BAND, REAL, empty, GOOD[:0], None, 0)
     assert chosen.shortage == tuple(asked)
+
+
+def all_good(samples):
+    return np.ones(len(samples), bool)
+
+
+TABLES = Tables(REAL, SAMPLES, GOOD, None)
+MAIN = ("oversampling", "naive", "band")
+
+
+def of_arms(*names, samples=SAMPLES, ratio=1.0):
+    tables = Tables(REAL, samples, np.ones(len(samples), bool), None)
+    found = counts_of_arms(names, ratio, (1, 3), BAND, tables)
+    return {name: (given.tolist(), asked.tolist()) for name, (given, asked) in found.items()}
+
+
+def test_bins_meet_at_their_edges_without_overlap():
+    scores = [0.0, 0.4999, 0.5, 0.6999, 0.7, 0.9, 0.9001, 1.0]
+    samples = sample_table([("plain", 1, index, score) for index, score in enumerate(scores)])
+    found = [
+        supply(ARMS[name], 1, BAND, REAL, samples, np.ones(8, bool), 0)[1].tolist()
+        for name in ("bin_low", "bin_mid", "bin_paper", "bin_top")
+    ]
+    assert found == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_bins_get_equal_numbers_and_hold_no_other_arm_back():
+    samples = sample_table(
+        [("plain", 1, index, score) for index, score in enumerate([0.1] * 4 + [0.6] * 2 + [0.8] * 7 + [0.95] * 5)]
+        + [("plain", 3, index, score) for index, score in enumerate([0.8] * 9 + [0.95] * 3)]
+    )
+    alone = of_arms(*MAIN, samples=samples)
+    found = of_arms(*MAIN, "bin_low", "bin_mid", "bin_paper", "bin_top", samples=samples)
+    assert {name: found[name] for name in MAIN} == alone
+    assert alone["band"][0] == [0, 7, 0, 9, 0]
+    # Grade 1: the poorest bin has 2. Grade 3: two bins are empty, the other two get 3 each.
+    assert [found[name][0] for name in ("bin_low", "bin_mid", "bin_paper", "bin_top")] == [
+        [0, 2, 0, 0, 0], [0, 2, 0, 0, 0], [0, 2, 0, 3, 0], [0, 2, 0, 3, 0],
+    ]  # fmt: skip
+    assert found["bin_low"][1] == [0, 8, 0, 9, 0]
+    rows = training_rows("bin_low", *map(np.array, found["bin_low"]), BAND, REAL, samples, all_good(samples), None, 0)
+    assert rows.shortage == (0, 6, 0, 9, 0)
+
+
+def test_controls_take_the_common_number_and_hold_nobody_back():
+    few = sample_table(
+        [("plain", 1, k, 0.8) for k in range(6)] + [("plain", 3, k, 0.8) for k in range(6)]
+        + [("ecc_w0", 1, 0, 0.5)] + [("ecc_w0", 3, k, 0.5) for k in range(20)]
+        + [("plain", 4, k, 0.8) for k in range(3)] + [("plain", 2, k, 0.8) for k in range(9)]
+    )  # fmt: skip
+    found = of_arms(*MAIN, "ecc_w0", "vae_roundtrip", "all_grades", samples=few)
+    assert found["band"] == ([0, 6, 0, 6, 0], [0, 8, 0, 9, 0])
+    assert found["ecc_w0"] == ([0, 1, 0, 6, 0], [0, 8, 0, 9, 0])
+    assert found["vae_roundtrip"] == ([0, 6, 0, 6, 0], [0, 8, 0, 9, 0])
+    # Every grade below the most numerous one: 10 - (10, 2, 8, 1, 3); of grades 1 and 3 what `band` adds.
+    assert found["all_grades"] == ([0, 6, 2, 6, 3], [0, 8, 2, 9, 7])
+    assert found["oversampling"] == ([0] * 5, [0] * 5)
+
+
+def test_a_round_trip_repeats_the_training_photographs():
+    chosen = training_rows(
+        "vae_roundtrip", np.array([0, 5, 0, 2, 0]), np.array([0, 8, 0, 9, 0]), BAND, REAL, SAMPLES, GOOD, None, 0
+    )
+    mild, severe = (
+        [row for row in part_of(REAL, "train", None) if REAL["grade"][row].as_py() == grade] for grade in (1, 3)
+    )
+    assert chosen.roundtrip_rows.tolist() == [mild[0], mild[1], mild[0], mild[1], mild[0], severe[0], severe[0]]
+    assert (chosen.added, chosen.shortage) == ((0, 5, 0, 2, 0), (0, 3, 0, 7, 0))
+    assert len(chosen.synthetic_rows) == 0
+    assert np.array_equal(chosen.real_rows, part_of(REAL, "train", None))
+
+
+def test_a_round_trip_stays_inside_the_fold():
+    rows = supply(ARMS["vae_roundtrip"], 1, BAND, REAL, SAMPLES, GOOD, 0, 1)[1]
+    assert len(rows)
+    assert not set(rows) & set(part_of(REAL, "validation", 1))
+
+
+def test_a_probe_sees_as_many_of_either_kind_and_none_twice():
+    train, held = probe_counts("probe", (1, 3), BAND, TABLES)
+    # Grade 1: 2 real and 5 made, 2 held out; grade 3: 1 real and 3 made, 2 held out.
+    assert (train.tolist(), held.tolist()) == ([0, 2, 0, 1, 0], [0, 2, 0, 2, 0])
+    rows = probe_rows("probe", train, held, BAND, TABLES)
+    assert [len(part) for part in (rows.train_real, rows.train_other, rows.held_real, rows.held_other)] == [3, 3, 4, 4]
+    assert not set(rows.train_other) & set(rows.held_other)
+    assert set(REAL["split"].take(rows.train_real).to_pylist()) == {"train"}
+    assert set(REAL["split"].take(rows.held_real).to_pylist()) == {"validation"}
+    for real, other in ((rows.train_real, rows.train_other), (rows.held_real, rows.held_other)):
+        assert sorted(REAL["grade"].take(real).to_pylist()) == sorted(SAMPLES["grade"].take(other).to_pylist())
+
+
+def test_the_probe_of_a_round_trip_tells_different_photographs_apart():
+    real = real_table(train=(10, 6, 8, 4, 3), validation=(4,) * 5, test=(3,) * 5)
+    tables = Tables(real, SAMPLES, GOOD, None)
+    train, held = probe_counts("probe_roundtrip", (1, 3), BAND, tables)
+    assert (train.tolist(), held.tolist()) == ([0, 3, 0, 2, 0], [0, 2, 0, 2, 0])
+    rows = probe_rows("probe_roundtrip", train, held, BAND, tables)
+    parts = [rows.train_real, rows.train_other, rows.held_real, rows.held_other]
+    assert len(set(np.concatenate(parts).tolist())) == sum(map(len, parts)) == 18
+    assert rows.kind == "roundtrip"
