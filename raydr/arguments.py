@@ -1,6 +1,7 @@
 """What the command line takes: commands, their fixed options and their help. Fields of the recipe are tyro's part."""
 
 import argparse
+from collections.abc import Callable
 
 DESCRIPTION = "Balanced diabetic-retinopathy grading from imbalanced data, at cluster scale, on Ray."
 EPILOG = """stages, in order:
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
         ("status", "what OUT holds: per stage, per generator and grade; needs no Ray"),
         ("verify", "re-hash every committed shard of OUT"),
         ("repair", "drop what `verify` finds damaged, so that the stage redoes only that"),
+        ("stop", "ask the driver of OUT, wherever it runs, to finish what is in flight and end; the run resumes later"),
     ):
         plain = command(name, help)
         plain.add_argument("-h", "--help", action="help", help="show this and exit")
@@ -95,6 +97,21 @@ def parser() -> argparse.ArgumentParser:
         help="folder of Grafana's boards; Ray's is /tmp/ray/session_latest/metrics/grafana/dashboards, or what "
         "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR says",
     )
+    upkeep_arguments(command)
+    bench = command("bench", "measure stages against their bare loops and peers, in interleaved ratios")
+    bench.add_argument("-h", "--help", action="help", help="show this and exit")
+    bench.add_argument(
+        "what",
+        nargs="?",
+        default="all",
+        choices=["all", "ingest", "score", "synthesize", "finetune", "sweep", "scaling", "memory"],
+        help="default: all, the five stages; scaling and memory are minutes each and run only by name",
+    )
+    bench.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
+    bench.add_argument("--json", metavar="FILE", help="write the figures there, and the tables beside it as FILE.md")
+    bench.add_argument("--against", metavar="FILE", help="an earlier --json: say what moved beyond noise")
+    bench.add_argument("--quick", action="store_true", help="one small pair a stage: a smoke test, not a measurement")
+    bench.add_argument("--work", metavar="DIR", help="where to measure (default: a temporary folder, removed)")
     base = command("base", "build the small phantom base from nothing (about an hour on 2 cores; resumes)")
     base.add_argument("-h", "--help", action="help", help="show this and exit")
     base.add_argument("name", choices=["phantom"])
@@ -102,6 +119,23 @@ def parser() -> argparse.ArgumentParser:
     base.add_argument("--vae-steps", type=int, help="optimisation steps of the VAE (default: as the shipped base)")
     base.add_argument("--unet-steps", type=int, help="optimisation steps of the UNet (default: as the shipped base)")
     return main
+
+
+def upkeep_arguments(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Commands of raydr/upkeep.py."""
+    chosen = command("select", "export a training set: photographs and the synthetic images of a band; no Ray")
+    chosen.add_argument("-h", "--help", action="help", help="show this and exit")
+    chosen.add_argument("out", metavar="OUT", help="run directory")
+    chosen.add_argument("--to", metavar="DIR", help="folder or bucket to write (default: only say what there is)")
+    chosen.add_argument("--format", default="parquet", choices=["parquet", "folder"], help="default: parquet")
+    chosen.add_argument("--band", nargs=2, type=float, metavar=("LOW", "HIGH"), help="scores (default: the sweep's)")
+    chosen.add_argument("--ratio", type=float, help="1 balances the grades (default: the sweep's)")
+    chosen.add_argument(
+        "--grades", nargs="+", type=int, metavar="GRADE", help="grades that get images (default: the sweep's)"
+    )
+    chosen.add_argument("--kind", default="plain", help="kind of generator: plain, ecc, ... (default: plain)")
+    chosen.add_argument("--generator", action="append", metavar="ID", help="take from this generator (repeatable)")
+    chosen.add_argument("--ensemble", metavar="ID", help="scores of scores/ID, made by `raydr rescore`")
 
 
 def source_arguments(ingest: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from raydr import terminal
 from raydr.arguments import parser
-from raydr.errors import BudgetExhausted, UserError
+from raydr.errors import BudgetExhausted, Stopped, UserError
 
 STAGES = ("ingest", "ensemble", "finetune", "synthesize", "sweep")
 DEMO_OUT = "raydr-demo"
@@ -31,12 +31,22 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         terminal.console.print(f"[bold red]raydr:[/bold red] {terminal.escape(str(error))}")
         return 2
-    except BudgetExhausted as error:
+    except (BudgetExhausted, Stopped) as error:
         terminal.console.print(f"[bold red]raydr:[/bold red] {terminal.escape(str(error))}")
+        if isinstance(error, Stopped):
+            resume(argv)
         return 1
     except KeyboardInterrupt:
-        terminal.console.print("\nStopped; what is committed is kept. The same command again goes on from here.")
+        terminal.console.print("\nStopped; what is committed is kept.")
+        resume(argv)
         return 1
+
+
+def resume(argv: Sequence[str]) -> None:
+    """Say which command goes on from here."""
+    import shlex
+
+    terminal.note(f"go on with: raydr {terminal.escape(shlex.join(argv))}")
 
 
 def dispatch(argv: list[str]) -> int:

@@ -105,6 +105,21 @@ def repair(options: Any) -> int:
     return 0
 
 
+def stop(options: Any) -> int:
+    from raydr import stopping
+    from raydr.locks import LOCK
+
+    _, target = _stored(options.out)
+    for place in dict.fromkeys([target, *_places(options.out)]):
+        stopping.ask(place)
+    holder = target.read(LOCK) if target.exists(LOCK) else b""
+    if holder:
+        terminal.line("stop", "asked: shards in flight are finished, nothing new is begun")
+    else:
+        terminal.line("stop", "no driver works on this run; the mark is cleared by the next one")
+    return 0
+
+
 def regenerate(options: Any) -> int:
     from raydr.cluster import regenerate as kernel
     from raydr.storage import Run
@@ -171,6 +186,18 @@ def doctor(options: Any) -> int:
     return stage.show(stage.run(options.address, options.out))
 
 
+def select(options: Any) -> int:
+    from raydr import upkeep
+
+    return upkeep.select(options, *_stored(options.out))
+
+
+def bench(options: Any) -> int:
+    from raydr.bench import command
+
+    return command.run(options)
+
+
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "report": report,
     "audit": audit,
@@ -178,8 +205,11 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "status": status,
     "verify": verify,
     "repair": repair,
+    "stop": stop,
+    "select": select,
     "regenerate": regenerate,
     "base": base,
+    "bench": bench,
     "dashboards": dashboards,
     "doctor": doctor,
 }

@@ -29,6 +29,10 @@ class BudgetExhausted(RuntimeError):
     """The budget ended before the quota was met, or too many rows were quarantined: exit code 1."""
 
 
+class Stopped(RuntimeError):
+    """Stopped as asked (`raydr stop`, Ctrl-C) before the stage was complete: exit code 1, the same command resumes."""
+
+
 def require(condition: bool, sentence: str) -> None:
     """UserError with `sentence` unless `condition` holds; for the checks of configurations."""
     if not condition:

@@ -30,6 +30,8 @@ class Shape:
     accelerator: str = ""
     # Nodes that get no work: IP addresses, host names, or starts of Ray's node ids.
     exclude_nodes: tuple[str, ...] = ()
+    # Price table (TOML) that costs are counted by; empty takes RAYDR_PRICES, else the examples that ship.
+    prices: str = ""
 
     def __post_init__(self) -> None:
         for name in ("generators", "train_workers"):

@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydr import lineage, terminal
+from raydr import lineage, stopping, terminal
 from raydr.config import Recipe
-from raydr.errors import DamagedData, IdentityMismatch, MissingInput
+from raydr.errors import DamagedData, IdentityMismatch, MissingInput, Stopped
 from raydr.identity import as_dict, fingerprint
 from raydr.record import replicates
 from raydr.shapes import Shape
@@ -135,9 +135,12 @@ def run(
     shape = shape or Shape()
     target = out if isinstance(out, Run) else Run(out)
     summaries: dict[str, Any] = {}
+    lost = 0
     with target.lock(" ".join(stages)):
         open_run(recipe, target)
         parts = replicates(recipe, target)
+        for place in dict.fromkeys([target, *(place for _, place in parts)]):
+            stopping.clear(place)
         for part, place in parts:
             if place != target:
                 open_run(part, place)
@@ -156,9 +159,15 @@ def run(
             with session.session(shape):
                 preflight.check(part, place, shape, [stage for stage in stages if not finished(part, place, stage)])
                 for stage in stages:
+                    stop = stopping.asked(target)
+                    if stop:
+                        raise Stopped(f"Stopped ({stop}) before {stage}; what is finished is kept")
                     summaries[stage] = _stage(part, place, shape, stage)
+                    lost += len(summaries[stage]["summary"].get("failed", ()))
         if report:
             summaries["report"] = write_report(target)
+    if lost:  # the other trials and the report are there: that is still no success
+        raise Stopped(f"{lost} trials failed (reasons: trials/failed.json); the others are done")
     return summaries
 
 
@@ -191,13 +200,7 @@ def _stage(recipe: Recipe, target: Run, shape: Shape, stage: str) -> dict[str, A
     module = importlib.import_module(f"raydr.cluster.{stage}")
     with telemetry.measured(stage) as usage:
         summary = module.run(recipe, target) if stage == "ingest" else module.run(recipe, target, shape)
-    failed = summary.get("failed")
-    record = _keep_record(recipe, target, stage, summary, usage, complete=not failed)
-    if failed:
-        raise RuntimeError(
-            f"{len(failed)} of {summary['trials']} trials failed: run the same command again to redo them"
-        )
-    return record
+    return _keep_record(recipe, target, stage, summary, usage, complete=not summary.get("failed"))
 
 
 def _keep_record(

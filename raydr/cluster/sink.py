@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -33,17 +34,24 @@ RAW = pa.schema(
     ]
 )
 
+# What a ticket that got no shard brings back.
+NOTHING = pa.table({name: [None] for name in RAW.names}, schema=RAW)
+
 
 def commit_shard(
     table: pa.Table, url: str, recipe: Recipe, ensemble_id: str, quota: str, versions: str
 ) -> dict[str, list[Any]]:
     """Encode a shard's images losslessly and commit it; tells the quota what was accepted."""
-    if table.num_rows == 0:
-        return {"rows": [], "accepted": [], "generator_id": [], "grade": []}
+    if table.num_rows == 0 or not table["plan"][0].is_valid:
+        return {"rows": [0], "accepted": [0], "generator_id": [""], "grade": [-1]}
     config, target = recipe.synthesize, Run(url)
     lease = json.loads(table["plan"][0].as_py())
     assert len(set(table["plan"].to_pylist())) == 1, "a shard arrived split or merged"
-    assert table.num_rows == config.shard_size, table.num_rows
+    # Fewer where a row could not be made: the generator has quarantined it.
+    planned = range(lease["number"] * config.shard_size, (lease["number"] + 1) * config.shard_size)
+    indices = table["index"].to_pylist()
+    assert sorted(set(indices)) == indices, "a shard's rows are doubled or out of order"
+    assert set(indices) <= set(planned), (indices[0], indices[-1], lease)
     px = math.isqrt(len(table["pixels"][0].as_py()) // 3)
     pixels = np.stack([np.frombuffer(row, np.uint8).reshape(px, px, 3) for row in table["pixels"].to_pylist()])
     images = [encode(image) for image in pixels]
@@ -83,11 +91,12 @@ def commit_shard(
     scores, distances = np.asarray(table["score"]), np.asarray(table["nearest_distance"])
     low, high = config.band
     accepted = int((~blank & fundus & (scores >= low) & (scores <= high) & (distances >= lease["threshold"])).sum())
-    extra = {"accepted": accepted, "seconds": float(np.sum(table["seconds"])), "threshold": lease["threshold"]}
+    extra = {"accepted": accepted, "seconds": float(np.sum(table["seconds"])), "ended": time.time()}
+    extra |= {name: lease[name] for name in ("threshold", "node", "host")}
     identity = lineage.synthetic_fingerprint(recipe, generator_id, ensemble_id)
     with telemetry.timed("synthesize", "commit"):
         shards.commit(target, lease["key"], rows, schema.SYNTHETIC, identity, extra)
     telemetry.shard(generator_id.split("-")[0], grade, scores.tolist(), accepted)
     actor = ray.get_actor(quota, namespace=session.NAMESPACE)
-    ray.get(actor.finish.remote(lease["key"], generator_id, grade, lease["number"], accepted))
+    ray.get(actor.finish.remote(generator_id, grade, lease["number"], accepted, count))
     return {"rows": [count], "accepted": [accepted], "generator_id": [generator_id], "grade": [grade]}

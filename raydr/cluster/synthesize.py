@@ -6,119 +6,25 @@
 Every sample is written, whatever its score; the band is chosen afterwards by `selection`.
 """
 
-import json
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
 
-from raydr import lineage, schema, shards
+from raydr import lineage, prices, shards, spending
 from raydr.cluster import ensemble, finetune, placement, session, telemetry
+from raydr.cluster.generator import Diffusion, Generate
+from raydr.cluster.overseer import Overseer
 from raydr.cluster.quota import Quota, Target
-from raydr.cluster.sink import RAW, commit_shard
+from raydr.cluster.sink import commit_shard
 from raydr.config import Recipe
-from raydr.errors import BudgetExhausted, MissingInput, UserError
+from raydr.errors import BudgetExhausted, MissingInput, Stopped, UserError
 from raydr.identity import fingerprint
+from raydr.leases import TABLE
 from raydr.shapes import Shape
 from raydr.storage import Run
-
-# -- on the nodes ---------------------------------------------------------------------------------
-
-
-class Generate:
-    """Actor of the generator pool: leases a shard per ticket, samples it, scores it, gates it."""
-
-    def __init__(self, url: str, recipe: Recipe, ensemble_id: str, quota: str, gpu: bool, num_threads: int) -> None:
-        import torch
-
-        from raydr.diffusion.lora import Fused
-        from raydr.diffusion.model import load_base
-        from raydr.diffusion.sampler import PromptCache
-
-        torch.set_num_threads(num_threads)
-        self._run, self._recipe, self._quota_name = Run(url), recipe, quota
-        self._device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-        self._device_name = (
-            torch.cuda.get_device_name() if self._device == "cuda" else torch.backends.cpu.get_cpu_capability()
-        )
-        config = recipe.synthesize.sampler
-        precision = config.precision if self._device == "cuda" else "fp32"
-        self._base = load_base(recipe.finetune.base, precision, recipe.finetune.revision, self._device)
-        for part in (self._base.unet, self._base.vae):
-            part.to(memory_format=torch.channels_last)
-        self._fused = Fused(self._base.unet)
-        self._prompts = PromptCache(self._base)
-        self._judges = ensemble.load(recipe, self._run, ensemble_id, "score", self._device)
-        self._records: dict[str, dict[str, Any]] = {}
-        self._gate = gate(recipe, self._run)
-        self._node = ray.get_runtime_context().get_node_id()[:12]
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        quota = ray.get_actor(self._quota_name, namespace=session.NAMESPACE)
-        lease: Any = ray.get(quota.lease.remote(int(batch["id"][0]), self._node))
-        return RAW.empty_table() if lease is None else self.make(lease)
-
-    def make(self, lease: dict[str, Any]) -> pa.Table:
-        """All rows of one shard (schema RAW); the same bytes on every call."""
-        from raydr.diffusion.sampler import decode, sample_latents
-        from raydr.grading.ensemble import score
-
-        config, started = self._recipe.synthesize, time.perf_counter()
-        generator_id, grade = lease["generator_id"], lease["grade"]
-        if generator_id not in self._records:
-            folder = self._run.folder(f"generators/{generator_id}", session.node_cache(self._run))
-            self._records[generator_id] = json.loads((folder / "generator.json").read_text()) | {"folder": folder}
-        record = self._records[generator_id]
-        self._fused.switch(record["folder"])
-        first = lease["number"] * config.shard_size
-        indices = list(range(first, first + config.shard_size))
-        seeds = [lineage.sample_seed(self._recipe, record["seed"], grade, index) for index in indices]
-        prompt, size = record["prompts"][str(grade)], config.sampler.batch
-        images = []
-        for start in range(0, len(seeds), size):
-            part = seeds[start : start + size]
-            with telemetry.timed("synthesize", "sample"):
-                latents = sample_latents(self._base, self._prompts, prompt, part, config.sampler, record["px"])
-                images.append(decode(self._base, latents, size).cpu().numpy())
-        pixels = np.concatenate(images)
-        with telemetry.timed("synthesize", "score"):
-            probabilities = self._judges.probabilities(pixels)
-        with telemetry.timed("synthesize", "memorisation gate"):
-            nearest_ids, distances, _ = self._gate.check(pixels)
-        count = len(indices)
-        return pa.table(
-            {
-                "plan": [json.dumps(lease | {"threshold": self._gate.threshold})] * count,
-                "index": indices,
-                "seed": pa.array(seeds, pa.uint64()),
-                "prompt": [prompt] * count,
-                "pixels": pa.array([image.tobytes() for image in pixels], pa.large_binary()),
-                "probabilities": pa.array(probabilities.tolist(), RAW.field("probabilities").type),
-                "score": score(probabilities, grade),
-                "nearest_image_id": nearest_ids,
-                "nearest_distance": distances,
-                "device": [self._device_name] * count,
-                "seconds": np.full(count, (time.perf_counter() - started) / count, np.float32),
-            },
-            schema=RAW,
-        )
-
-
-def gate(recipe: Recipe, target: Run) -> Any:
-    """The memorisation gate over every photograph that a generator of this run may have seen."""
-    from raydr.grading import nearest
-
-    table = shards.read(target, "real", schema.REAL, ensemble.COLUMNS)
-    seen = table.take(finetune.prior_rows(table, recipe.fold))
-    digests = seen["sha256"].to_pylist()
-    array = ensemble.image_array(target, recipe.finetune.px, [("real", schema.REAL)], digests)
-    return nearest.fit(array, array.positions(digests), seen["image_id"].to_pylist(), seen["patient_id"].to_pylist())
-
-
-# -- on the driver --------------------------------------------------------------------------------
 
 
 def targets(recipe: Recipe, generators: list[lineage.Generator]) -> list[Target]:
@@ -146,63 +52,136 @@ def ready(recipe: Recipe, target: Run) -> None:
     ensemble.require(recipe, target)
 
 
+@dataclass(frozen=True)
+class Work:
+    """All that one execution needs to know: `maker(**arguments)` makes the rows (see generator.Maker)."""
+
+    recipe: Recipe
+    target: Run
+    wanted: list[Target]
+    ensemble_id: str
+    maker: type
+    arguments: dict[str, Any]
+
+
 def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str, Any]:
     """Generate until every target is met; returns counts and acceptance per generator and grade. Resumes.
 
-    Raises BudgetExhausted when `max_images` ended before a quota was met.
+    Raises BudgetExhausted when a budget ended before a quota was met or too much was quarantined, Stopped when
+    `raydr stop` or Ctrl-C ended it.
     """
     shape = shape or Shape()
     target = out if isinstance(out, Run) else Run(out)
-    config = recipe.synthesize
     ready(recipe, target)
-    generators = finetune.planned(recipe, target)
     ensemble_id = ensemble.identity(recipe, target)
-    wanted = targets(recipe, generators)
-    done = shards.commits(target, "synthetic")
-    for item in wanted:
-        identity = lineage.synthetic_fingerprint(recipe, item.generator_id, ensemble_id)
-        keys = [lineage.shard_key(item.generator_id, item.grade, number) for number in range(item.least)]
-        shards.pending(keys, identity, done)  # refuses shards of another configuration
+    wanted = targets(recipe, finetune.planned(recipe, target))
+    gpu = shape.generator_gpus > 0
+    arguments = {
+        "url": target.url,
+        "recipe": recipe,
+        "ensemble_id": ensemble_id,
+        "gpu": gpu,
+        "num_threads": max(1, session.cpus() // shape.generators) if not gpu else 4,
+    }
+    return drive(Work(recipe, target, wanted, ensemble_id, Diffusion, arguments), shape)
+
+
+def drive(work: Work, shape: Shape) -> dict[str, Any]:
+    """`run` for any maker: refuse what cannot work, stream, and say what came of it."""
+    config, target = work.recipe.synthesize, work.target
+    done = shards.commits(target, TABLE)
+    for item in work.wanted:
+        identity = lineage.synthetic_fingerprint(work.recipe, item.generator_id, work.ensemble_id)
+        shards.pending([item.key(number) for number in range(item.least)], identity, done)  # refuses another's shards
+    table = prices.load(shape.prices)
+    _require_measurable(work.recipe, table)
     name = f"quota-{fingerprint(target.url, time.time())}"
+    budget = spending.Budget(config.max_gpu_seconds, config.max_cost, spending.total(target, "synthesize"))
     quota = Quota.options(name=name, namespace=session.NAMESPACE, **session.here()).remote(  # type: ignore[attr-defined]
-        target.url, wanted, config.max_starts
+        target.url, work.wanted, name, config.max_starts, table, budget
     )
     try:
         state = ray.get(quota.state.remote())
         if not state["met"]:
-            _stream(recipe, target, shape, ensemble_id, name, wanted, quota)
+            _stream(work, shape, name, quota)
+            ray.get(quota.keep.remote())
             state = ray.get(quota.state.remote())
     finally:
         ray.kill(quota)
+    return verdict(work, state)
+
+
+def _require_measurable(recipe: Recipe, table: prices.Prices) -> None:
+    """UserError for a budget that could never end, because what it counts is not there."""
+    config, nodes = recipe.synthesize, spending.nodes_of(ray.nodes(), table)
+    if config.max_cost and any(node.hourly is None for node in nodes):
+        raise UserError(
+            "synthesize.max_cost needs the price of every node, and some have none: put them into [nodes] of a price "
+            "table (default = 0.25 prices every other node) and name it with --shape.prices FILE"
+        )
+    if config.max_gpu_seconds and not any(node.gpus for node in nodes):
+        raise UserError("synthesize.max_gpu_seconds counts GPUs, and no node has one: use max_cost or max_images")
+
+
+def verdict(work: Work, state: dict[str, Any]) -> dict[str, Any]:
+    """The stage's summary, or the error that says why it is not complete."""
+    config, target = work.recipe.synthesize, work.target
+    rows = {key: record.rows for key, record in shards.commits(target, TABLE).items()}
+    names = {f"{item.generator_id}/g{item.grade}" for item in work.wanted}
+    made = sum(count for key, count in rows.items() if key.removeprefix(f"{TABLE}/").rpartition("-")[0] in names)
+    notes = [note for note in shards.quarantined(target, TABLE) if _is_of(note["key"], names)]
+    lost = sum(config.shard_size if note["key"].endswith(".parquet") else 1 for note in notes)
+    short = [
+        f"{row['generator_id']} grade {row['grade']} has {row['accepted']} of {config.accepted}"
+        if config.accepted
+        else f"{row['generator_id']} grade {row['grade']} has {row['shards']} of {item.least} shards"
+        for row, item in zip(state["targets"], work.wanted, strict=True)
+        if not row["met"]
+    ]
+    if short and state["closed"] and not state["closed"].startswith(("budget", f"{state['lost']} shards")):
+        raise Stopped(f"Stopped ({state['closed']}) with {made} images committed; {'; '.join(short)}")
+    if short and state["closed"]:
+        raise BudgetExhausted(f"{state['closed'].capitalize()} before all was made: {'; '.join(short)}")
     if state["exhausted"]:
         raise BudgetExhausted(
-            f"synthesize.max_images ended before the quota of {config.accepted} accepted images was met for "
-            f"{', '.join(state['exhausted'])}: raise it, widen the band, or train the generator further"
+            f"synthesize.max_images ended before the quota of {config.accepted} accepted images was met: "
+            f"{'; '.join(short)}: raise it, widen the band, or train the generator further"
+        )
+    if lost > config.max_quarantine * (made + lost):
+        raise BudgetExhausted(
+            f"{lost} of {made + lost} images are in quarantine, first {notes[0]['key']} ({notes[0]['reason']}: "
+            f"{notes[0]['detail']}); raise synthesize.max_quarantine {config.max_quarantine:g} to go on without them, "
+            f"or delete quarantine/{TABLE} and _attempts/{TABLE} in {target.url} to try them again"
         )
     if not any(row["accepted"] for row in state["targets"]) and config.accepted:
         raise UserError(f"No image lies in the band {config.band}: widen synthesize.band")
-    return {"targets": state["targets"], "images": sum(row["shards"] for row in state["targets"]) * config.shard_size}
+    cost = state["spend"].known
+    return {"targets": state["targets"], "images": made, "quarantined": lost, "cost": cost}
 
 
-def _stream(
-    recipe: Recipe, target: Run, shape: Shape, ensemble_id: str, name: str, wanted: list[Target], quota: Any
-) -> None:
+def _is_of(key: str, names: set[str]) -> bool:
+    """Whether a quarantined shard key or sample id belongs to a generator and grade of `names`."""
+    stem = key.removeprefix(f"{TABLE}/").removesuffix(".parquet")
+    return stem.rpartition("-" if key.endswith(".parquet") else "/")[0] in names
+
+
+def _stream(work: Work, shape: Shape, name: str, quota: Any) -> None:
     """One streaming execution: tickets are as many as the budget allows; it ends when the quotas are met."""
+    recipe, url = work.recipe, work.target.url
     config = recipe.synthesize
-    num_tickets = sum(item.most for item in wanted)
-    gpu = shape.generator_gpus > 0
-    total = sum(item.least for item in wanted) * config.shard_size
+    num_tickets = sum(item.most for item in work.wanted)
+    total = sum(item.least for item in work.wanted) * config.shard_size
     stream = (
         ray.data.range(num_tickets, override_num_blocks=num_tickets)
         .map_batches(
             Generate,
             fn_constructor_kwargs={
-                "url": target.url,
-                "recipe": recipe,
-                "ensemble_id": ensemble_id,
+                "maker": work.maker,
+                "arguments": work.arguments,
+                "url": url,
                 "quota": name,
-                "gpu": gpu,
-                "num_threads": max(1, session.cpus() // shape.generators) if not gpu else 4,
+                "shard_size": config.shard_size,
+                "hang_seconds": config.hang_seconds,
             },
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
@@ -218,9 +197,9 @@ def _stream(
             batch_format="pyarrow",
             zero_copy_batch=True,
             fn_kwargs={
-                "url": target.url,
+                "url": url,
                 "recipe": recipe,
-                "ensemble_id": ensemble_id,
+                "ensemble_id": work.ensemble_id,
                 "quota": name,
                 "versions": versions(),
             },
@@ -228,12 +207,26 @@ def _stream(
             **placement.options(),
         )
     )
-    made = accepted = 0
-    with session.metered("synthesize", total, "images") as meter:
-        for row in stream.iter_rows():
-            made, accepted = made + row["rows"], accepted + row["accepted"]
-            session.report_to(meter, done=made, text=f"{accepted} in band")
-            state = ray.get(quota.state.remote())
-            telemetry.quota(state["targets"], wanted)
-            if state["met"]:
-                break
+    done = 0
+    with session.metered("synthesize", total, "images") as meter, Overseer(quota, config.shard_size, meter) as watch:
+        try:
+            for row in stream.iter_rows():
+                done += row["rows"]
+                session.report_to(meter, done=done)
+                state = watch.look()
+                telemetry.quota(state["targets"], work.wanted)
+                if watch.is_over(state):
+                    break
+        except Exception as error:
+            raise cause(error) from error
+
+
+def cause(error: Exception) -> Exception:
+    """The user's mistake (a full disk, say) that Ray has wrapped on its way here, else `error` itself."""
+    found: BaseException | None = error
+    while found is not None:
+        inner = getattr(found, "cause", None)
+        if isinstance(inner, UserError):
+            return inner
+        found = found.__cause__
+    return error

@@ -5,7 +5,7 @@ Short batches are padded to the static shape, so every image sees the same kerne
 and one set of library versions its pixels are equal whatever else was in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,8 +35,12 @@ def noise_for(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 class PromptCache:
     """Embeddings of the handful of prompts of a run, made once: (tokens, width) each."""
 
-    def __init__(self, base: Base) -> None:
-        self._base, self._known = base, dict[str, Tensor]()
+    def __init__(self, base: Base, known: Mapping[str, Tensor] | None = None) -> None:
+        self._base, self._known = base, dict[str, Tensor](known or {})
+
+    def clear(self) -> None:
+        """Forget all: the text encoder has changed."""
+        self._known.clear()
 
     def __getitem__(self, prompt: str) -> Tensor:
         if prompt not in self._known:
@@ -48,11 +52,31 @@ class PromptCache:
         return torch.stack([self[prompt] for prompt in prompts])
 
 
+def is_guided(scheduler: Any, sampler: Sampler, timestep: int) -> bool:
+    """Whether the noise level sigma = sqrt((1 - a) / a), a = alphas_cumprod[t], lies in the guidance interval.
+
+    Guidance at high noise costs diversity and at low noise nothing is left for it to do: Kynkaanniemi et al. 2024,
+    section 3, guide in (low, high] only.
+    """
+    kept = float(scheduler.alphas_cumprod[timestep])
+    low, high = sampler.guidance_interval
+    return low < ((1 - kept) / kept) ** 0.5 <= high
+
+
 @torch.inference_mode()
 def sample_latents(
-    base: Base, prompts: PromptCache, prompt: str, seeds: Sequence[int], sampler: Sampler, px: int
+    base: Base,
+    prompts: PromptCache,
+    prompt: str,
+    seeds: Sequence[int],
+    sampler: Sampler,
+    px: int,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Scaled latents (B, C, h, w) for `seeds`, at most `sampler.batch` of them; the rest is padding."""
+    """Scaled latents (B, C, h, w) for `seeds`, at most `sampler.batch` of them; the rest is padding.
+
+    `on_step` is called after each denoising step.
+    """
     count = len(seeds)
     assert 0 < count <= sampler.batch, (count, sampler.batch)
     padded = [*seeds, *[seeds[-1]] * (sampler.batch - count)]
@@ -65,16 +89,18 @@ def sample_latents(
     words = prompts.batch(["", prompt] if guided else [prompt]).to(dtype)
     words = words.repeat_interleave(sampler.batch, dim=0)
     for timestep in scheduler.timesteps:
+        both = guided and is_guided(scheduler, sampler, int(timestep))
         inputs = scheduler.scale_model_input(latents, timestep).to(dtype)
-        inputs = torch.cat([inputs] * 2) if guided else inputs
+        inputs = torch.cat([inputs] * 2) if both else inputs
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != base.unet.dtype):
-            predicted = base.unet(inputs, timestep, words).sample
+            predicted = base.unet(inputs, timestep, words if both or not guided else words[sampler.batch :]).sample
         predicted = predicted.float()
-        if guided:
+        if both:
             without, with_prompt = predicted.chunk(2)
             predicted = without + sampler.guidance * (with_prompt - without)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
+        on_step()
     return latents[:count]
 
 

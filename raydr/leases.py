@@ -1,0 +1,286 @@
+"""Which shard next, and which shard no more: leases of shards to tickets until every quota is met. No Ray here.
+
+A quota counts usable images inside the band in the contiguous prefix of shards that are committed or
+quarantined, so which images count does not depend on which machine was faster. A ticket whose process died
+asks again and gets the same shard; each start leaves an object in `_attempts`, so all of this is rebuilt from
+the run's storage when whoever holds it dies.
+"""
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from raydr import lineage, shards
+from raydr.storage import Run
+
+TABLE = "synthetic"
+# A session in which so many shards are lost, and more than are made, is not unlucky but broken.
+FEW = 3
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is wanted of one generator and grade."""
+
+    generator_id: str
+    grade: int
+    # Shards that are made in any case.
+    least: int
+    # Images inside the band that are wanted; 0 = only `least`.
+    accepted: int
+    # Shards that the budget allows.
+    most: int
+
+    def key(self, number: int) -> str:
+        return lineage.shard_key(self.generator_id, self.grade, number)
+
+    @property
+    def name(self) -> str:
+        return f"{self.generator_id} grade {self.grade}"
+
+
+@dataclass
+class Progress:
+    """Accepted images per finished shard number (None marks a quarantined one), and the numbers that are leased."""
+
+    finished: dict[int, int | None] = field(default_factory=dict)
+    leased: set[int] = field(default_factory=set)
+    _prefix: tuple[int, int] = (0, 0)
+    _cursor: int = 0
+
+    def prefix(self) -> tuple[int, int]:
+        """(shards, accepted images) of the contiguous finished prefix, which only grows."""
+        number, accepted = self._prefix
+        while number in self.finished:
+            accepted += self.finished[number] or 0
+            number += 1
+        self._prefix = number, accepted
+        return self._prefix
+
+    def free(self) -> int:
+        """The lowest number that is neither finished nor leased."""
+        while self._cursor in self.finished or self._cursor in self.leased:
+            self._cursor += 1
+        return self._cursor
+
+    def release(self, number: int) -> None:
+        self.leased.discard(number)
+        self._cursor = min(self._cursor, number)
+
+    def in_flight(self) -> set[int]:
+        return self.leased - self.finished.keys()
+
+
+def is_met(target: Target, progress: Progress) -> bool:
+    number, accepted = progress.prefix()
+    return number >= target.least and accepted >= target.accepted
+
+
+def next_number(target: Target, progress: Progress) -> int | None:
+    """The lowest shard that is neither finished nor leased, if one more is likely to be needed.
+
+    Shards in flight are credited with the rate measured so far, less 20 %, so that a quota is
+    overshot by about one shard an actor rather than by the whole pool.
+    """
+    if is_met(target, progress):
+        return None
+    number = progress.free()
+    if number >= target.most:
+        return None
+    if number < target.least:
+        return number
+    done = [count for count in progress.finished.values() if count is not None]
+    rate = 0.8 * sum(done) / len(done) if done else 0.0
+    return number if sum(done) + rate * len(progress.in_flight()) < target.accepted else None
+
+
+def remaining_shards(target: Target, made: int, accepted: int) -> int | None:
+    """Shards still to make after `made` with `accepted` images, at the rate so far; None while it is unknown."""
+    least = max(0, target.least - made)
+    missing = target.accepted - accepted
+    if missing <= 0:
+        return least
+    if not accepted:
+        return None
+    return min(max(least, math.ceil(missing / (accepted / made))), max(0, target.most - made))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a shard; `session` is one driver's stage, `token` one call in one process."""
+
+    session: str
+    ticket: int
+    node: str
+    token: str
+
+    def label(self) -> str:
+        return f"{self.session}.{self.ticket}.{self.node}.{self.token}"
+
+
+def attempts(labels: list[str]) -> list[Attempt]:
+    """The starts of a shard that count, in order: those lost with their node are noted as `waived.TOKEN`."""
+    waived = {label.removeprefix("waived.") for label in labels if label.startswith("waived.")}
+    found = []
+    for label in labels:
+        parts = label.split(".")
+        if len(parts) == 4 and parts[1].isdecimal() and parts[3] not in waived:
+            found.append(Attempt(parts[0], int(parts[1]), parts[2], parts[3]))
+    return found
+
+
+def crashes(tries: list[Attempt], session: str = "") -> int:
+    """How many of a shard's starts ended with their process.
+
+    The last start of every session but the present one does not count: it ended with its driver, whatever it did.
+    """
+    last = {item.session: item for item in tries}
+    return sum(1 for item in tries if item is not last[item.session] or item.session == session)
+
+
+class Leases:
+    """Leases, starts, crashes and quotas of one stage; every method is quick but for one or two small writes."""
+
+    def __init__(
+        self,
+        run: Run,
+        targets: list[Target],
+        session: str,
+        max_crashes: int,
+        dead: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        """`dead()` names the nodes that have gone since they were seen; `session` is unique to a driver's stage."""
+        self._run, self._targets, self._session = run, targets, session
+        self._max_crashes, self._dead = max_crashes, dead
+        self._progress = {(t.generator_id, t.grade): Progress() for t in targets}
+        self._leases: dict[int, tuple[Target, int]] = {}
+        self._reasons: dict[str, str] = {}
+        # Shards committed and lost since this session began.
+        self.made, self.lost = 0, 0
+        # Why nothing more is leased; None while it is.
+        self.closed: str | None = None
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        done = shards.commits(self._run, TABLE)
+        bad = {row["key"] for row in shards.quarantined(self._run, TABLE)}
+        self._starts = {key: attempts(labels) for key, labels in shards.starts(self._run, TABLE).items()}
+        for target in self._targets:
+            progress = self._progress[target.generator_id, target.grade]
+            for number in range(target.most):
+                key = target.key(number)
+                if key in done:
+                    progress.finished[number] = done[key].extra.get("accepted", 0)
+                elif key in bad:
+                    progress.finished[number] = None
+                elif number > target.least + len(done) + len(bad):
+                    break
+                mine = [item for item in self._starts.get(key, []) if item.session == self._session]
+                if mine and number not in progress.finished:
+                    progress.leased.add(number)
+                    self._leases[mine[-1].ticket] = (target, number)
+
+    def lease(self, ticket: int, node: str, token: str) -> dict[str, Any] | None:
+        """The shard for `ticket`, or None when nothing more is wanted; notes the start durably.
+
+        `token` names the call: a lease that is asked for twice under one token started once.
+        """
+        while True:
+            held = self._leases.get(ticket)
+            if held is not None and held[1] in self._of(held[0]).finished:
+                del self._leases[ticket]  # another ticket's retry was faster
+                continue
+            if held is None:
+                held = None if self.closed else self._choose()
+                if held is None:
+                    return None
+                self._leases[ticket] = held
+            target, number = held
+            key = target.key(number)
+            lease = {"key": key, "generator_id": target.generator_id, "grade": target.grade, "number": number}
+            tries = self._starts.setdefault(key, [])
+            if any(item.token == token for item in tries):
+                return lease
+            self._waive(key, tries)
+            if crashes(tries, self._session) >= self._max_crashes:
+                self._give_up(target, number, tries)
+            elif self.closed:  # whoever made it died after the stop: the next start makes it
+                self._of(target).release(number)
+                del self._leases[ticket]
+            else:
+                attempt = Attempt(self._session, ticket, node, token)
+                shards.record_start(self._run, key, attempt.label())
+                tries.append(attempt)
+                return lease
+
+    def _of(self, target: Target) -> Progress:
+        return self._progress[target.generator_id, target.grade]
+
+    def _waive(self, key: str, tries: list[Attempt]) -> None:
+        """Forget this session's starts on nodes that have gone: the node ended them, not the shard."""
+        gone = set(self._dead()) if any(item.session == self._session for item in tries) else set()
+        for item in [item for item in tries if item.session == self._session and item.node in gone]:
+            shards.record_start(self._run, key, f"waived.{item.token}")
+            tries.remove(item)
+
+    def _give_up(self, target: Target, number: int, tries: list[Attempt]) -> None:
+        reasons = [self._reasons[item.token] for item in tries if item.token in self._reasons]
+        nodes = ", ".join(dict.fromkeys(item.node for item in tries))
+        ended = f"its process ended {crashes(tries, self._session)} times (nodes {nodes})"
+        detail = "; ".join([ended, *dict.fromkeys(reasons)])
+        shards.quarantine(self._run, TABLE, target.key(number), "hung" if reasons else "crashed", detail)
+        self._of(target).finished[number] = None
+        self.lost += 1
+        if self.lost >= FEW and self.lost > self.made:
+            self.closed = f"{self.lost} shards were lost and {self.made} made, the last because {detail}"
+
+    def _choose(self) -> tuple[Target, int] | None:
+        # The least advanced target first, so that all grades end together.
+        def advanced(target: Target) -> float:
+            progress = self._of(target)
+            return (len(progress.finished) + len(progress.in_flight())) / max(1, target.least)
+
+        for target in sorted(self._targets, key=advanced):
+            number = next_number(target, self._of(target))
+            if number is not None:
+                self._of(target).leased.add(number)
+                return target, number
+        return None
+
+    def note(self, token: str, reason: str) -> None:
+        """Why the process of a start is about to end, said by itself."""
+        self._reasons[token] = reason
+
+    def finish(self, generator_id: str, grade: int, number: int, accepted: int) -> None:
+        progress = self._progress[generator_id, grade]
+        self.made += number not in progress.finished
+        progress.finished[number] = accepted
+
+    def close(self, reason: str) -> None:
+        """Lease no more; the first reason stays."""
+        self.closed = self.closed or reason
+
+    def state(self) -> dict[str, Any]:
+        """What is done: {met, exhausted: names, closed, in_flight, made, lost, remaining (shards or None), targets}."""
+        rows, exhausted, remaining = [], [], 0 if self._targets else None
+        for target in self._targets:
+            progress = self._of(target)
+            number, accepted = progress.prefix()
+            done = is_met(target, progress)
+            if not done and len(progress.finished) >= target.most:
+                exhausted.append(target.name)
+            left = 0 if done else remaining_shards(target, number, accepted)
+            remaining = None if left is None or remaining is None else remaining + left
+            row = {"generator_id": target.generator_id, "grade": target.grade, "shards": number}
+            rows.append(row | {"accepted": accepted, "met": done, "remaining": left})
+        return {
+            "met": all(row["met"] for row in rows),
+            "exhausted": exhausted,
+            "closed": self.closed,
+            "in_flight": sum(len(self._of(target).in_flight()) for target in self._targets),
+            "made": self.made,
+            "lost": self.lost,
+            "remaining": remaining,
+            "targets": rows,
+        }

@@ -1,0 +1,76 @@
+"""A maker of images that takes milliseconds, and whose rows raise, crash or hang where a test wants it.
+
+OUT/standin.json: {"seconds": a shard, "raise": [sample ids], "crash": [...], "hang": [...], "once": bool}; "once" spares
+a row that has crashed or hung its process before.
+"""
+
+import json
+import os
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from raydr.cluster.sink import RAW
+from raydr.identity import rng_of, seed_of
+from raydr.lineage import Generator, sample_id
+from raydr.storage import Run
+
+PX = 16
+GENERATORS = (Generator("plain-g1-standin", "plain", (1,), 5, ""), Generator("ecc-g3-standin", "ecc", (3,), 6, ""))
+ENSEMBLE = "e-standin"
+
+
+def pixels_of(name):
+    """uint8 (PX, PX, 3): a reddish disc on black, with noise of its own."""
+    axis = (np.arange(PX) + 0.5) / PX * 2 - 1
+    disc = (np.hypot(axis[:, None], axis[None, :]) < 0.9)[..., None]
+    noise = rng_of("standin", name).integers(-30, 30, (PX, PX, 3))
+    return ((np.array([150, 90, 50]) + noise) * disc).astype(np.uint8)
+
+
+def score_of(name):
+    return float(np.float32(rng_of("standin score", name).uniform()))
+
+
+class Standin:
+    threshold = 0.0
+
+    def __init__(self, url, recipe, ensemble_id, gpu, num_threads):
+        file = Run(url).local / "standin.json"
+        self._plan = json.loads(file.read_text()) if file.exists() else {}
+        self._folder = Run(url).local
+
+    def rows(self, lease, indices, beat):
+        names = [sample_id(lease["generator_id"], lease["grade"], index) for index in indices]
+        for name in names:
+            time.sleep(self._plan.get("seconds", 0.0) / 8)
+            beat()
+            if name in self._plan.get("raise", ()):
+                raise RuntimeError(f"poison in {name}")
+            if self._first_time("crash", name):
+                os.kill(os.getpid(), 11)
+            while self._first_time("hang", name):
+                time.sleep(3600)
+        pixels = [pixels_of(name).tobytes() for name in names]
+        return pa.table(
+            {
+                "index": pa.array(indices, pa.int64()),
+                "seed": pa.array([seed_of(name) for name in names], pa.uint64()),
+                "prompt": ["standin"] * len(names),
+                "pixels": pa.array(pixels, pa.large_binary()),
+                "probabilities": pa.array([[[0.2] * 5]] * len(names), RAW.field("probabilities").type),
+                "score": np.array([score_of(name) for name in names], np.float32),
+                "nearest_image_id": ["nobody"] * len(names),
+                "nearest_distance": np.ones(len(names), np.float32),
+                "device": ["none"] * len(names),
+            }
+        )
+
+    def _first_time(self, what, name):
+        if name not in self._plan.get(what, ()):
+            return False
+        mark = self._folder / f"{what}-{name.replace('/', '-')}"
+        first = not mark.exists()
+        mark.touch()
+        return first or not self._plan.get("once")
