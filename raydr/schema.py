@@ -27,6 +27,26 @@ REAL = pa.schema(
     ]
 )
 
+# The frozen parts of the base on photographs and prompts, float32 in C order.
+LATENTS = pa.schema(
+    [
+        ("sha256", pa.string()),  # of the photograph's encoded bytes
+        ("channels", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("mean", pa.large_binary()),  # (2, channels, height, width): the image, its mirror; scaled
+        ("std", pa.large_binary()),
+    ]
+)
+EMBEDDINGS = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("tokens", pa.int32()),
+        ("width", pa.int32()),
+        ("values", pa.large_binary()),  # (tokens, width)
+    ]
+)
+
 SAMPLER = pa.struct(
     [
         ("name", pa.string()),
@@ -75,7 +95,7 @@ TRIALS = pa.schema(
     [
         ("trial_id", pa.string()),
         ("arm", pa.string()),
-        ("purpose", pa.string()),  # arm (reported on test), map (band x ratio, validation only)
+        ("purpose", pa.string()),  # arm (reported on test), map (band x ratio) and search (validation only), probe
         ("band_low", pa.float32()),
         ("band_high", pa.float32()),
         ("ratio", pa.float32()),
@@ -94,17 +114,40 @@ TRIALS = pa.schema(
         ("accuracy", pa.float32()),
         *[(f"recall_{grade}", pa.float32()) for grade in range(5)],
         ("seconds", pa.float32()),
+        # From here on columns that came later: null in the rows of earlier versions.
+        ("loss_parameter", pa.float32()),  # 0 = the loss's own default
+        ("mixup", pa.float32()),
+        ("soft_labels", pa.float32()),
+        ("learning_rate", pa.float32()),
+        ("weight_decay", pa.float32()),
     ]
 )
 
 PREDICTIONS = pa.schema(
     [
         ("trial_id", pa.string()),
-        ("split", pa.string()),  # validation, test, external
+        ("split", pa.string()),  # validation, test, external; a probe's own name
         ("image_id", pa.string()),
         ("grade", pa.int8()),
         ("prediction", pa.int8()),
         ("probabilities", pa.list_(pa.float32())),
+    ]
+)
+
+# What `raydr select` exports: one row an image that a grader may train on.
+TRAINING = pa.schema(
+    [
+        ("image_id", pa.string()),  # of a synthetic image its sample_id
+        ("synthetic", pa.bool_()),
+        ("grade", pa.int8()),  # graded by a person, or intended
+        ("image", pa.large_binary()),
+        ("sha256", pa.string()),  # of `image`
+        ("dataset", pa.string()),  # of the photograph, or of the photographs that the generator was tuned on
+        ("patient_id", pa.string()),  # null for synthetic images
+        ("generator_id", pa.string()),  # null for photographs, and so are the rest
+        ("ensemble_id", pa.string()),
+        ("score", pa.float32()),
+        ("nearest_distance", pa.float32()),
     ]
 )
 
@@ -116,6 +159,15 @@ QUARANTINE = pa.schema(
         ("detail", pa.string()),
     ]
 )
+
+
+# Tables that have grown at their end: with so many columns earlier versions wrote them.
+GREW = ((TRIALS, 25),)
+
+
+def versions(schema: pa.Schema) -> list[pa.Schema]:
+    """`schema` and what earlier versions wrote of it: these read as `schema`, with null in the later columns."""
+    return [schema, *(pa.schema(list(schema)[:count]) for grown, count in GREW if schema.equals(grown))]
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
