@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from raydr import terminal
+from raydr import prices, spending, terminal
 
 # Bounds in seconds of anything from a photograph's encoding to a trial of a night, three a decade.
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, 30_000.0)
@@ -45,13 +45,13 @@ METRICS = {
     "raydr_stage_seconds": Metric("gauge", "Seconds since the present stage began", ("stage",)),
     "raydr_stage_memory_bytes": Metric("gauge", "Memory of the processes on the driver's machine", ("stage",)),
     "raydr_resource_seconds": Metric("counter", "Seconds x units of CPU and GPU held", ("stage", "resource")),
-    "raydr_cost": Metric("counter", "Price of the nodes that were alive", ("stage", "currency")),
+    "raydr_cost": Metric("counter", "Price of the living nodes of known price", ("stage", "currency")),
     "raydr_loss": Metric("gauge", "Terms of the fine-tuning loss", ("kind", "grade", "term")),
     "raydr_gradient_norm": Metric("gauge", "Norm of the gradient before clipping", ("kind", "grade")),
     "raydr_finetune_progress": Metric("gauge", "Share of a generator's steps that is done", ("kind", "grade")),
-    "raydr_ecc_acceptance": Metric("gauge", "Share of ECC candidates accepted at the last refresh", ("grade",)),
-    "raydr_ecc_pool_images": Metric("gauge", "Images in the ECC pool", ("grade",)),
-    "raydr_ecc_pool_age_steps": Metric("gauge", "Steps since the ECC pool was made", ("grade",)),
+    "raydr_ecc_acceptance": Metric("gauge", "Share of ECC candidates accepted at the last refresh", ("kind", "grade")),
+    "raydr_ecc_pool_images": Metric("gauge", "Images in the ECC pool", ("kind", "grade")),
+    "raydr_ecc_pool_age_steps": Metric("gauge", "Steps since the ECC pool was made", ("kind", "grade")),
     "raydr_trials": Metric("gauge", "Trials of the sweep by state", ("state",)),
     "raydr_trials_ended": Metric("counter", "Trials that ended", ("arm", "outcome")),
     "raydr_trial_seconds": Metric("histogram", "Seconds of a trial", ("arm",), SECONDS),
@@ -119,14 +119,14 @@ class Finetuning:
         self._last = time.perf_counter()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        now, grade = time.perf_counter(), self._tags["grade"]
+        now = time.perf_counter()
         what = "ecc refresh" if event["event"] == "ecc" else "step"
         record("raydr_latency_seconds", now - self._last, stage="finetune", what=what)
         self._last = now
         if event["event"] == "ecc":
             self._refreshed = event["step"]
-            record("raydr_ecc_acceptance", event["ecc_acceptance"], grade=grade)
-            record("raydr_ecc_pool_images", event["ecc_pool"], grade=grade)
+            record("raydr_ecc_acceptance", event["ecc_acceptance"], **self._tags)
+            record("raydr_ecc_pool_images", event["ecc_pool"], **self._tags)
         elif event["event"] == "step":
             for term in TERMS:
                 if event.get(term) is not None:
@@ -134,7 +134,7 @@ class Finetuning:
             record("raydr_gradient_norm", event["grad_norm"], **self._tags)
             record("raydr_finetune_progress", event["step"] / event["steps"], **self._tags)
             if self._refreshed is not None:
-                record("raydr_ecc_pool_age_steps", event["step"] - self._refreshed, grade=grade)
+                record("raydr_ecc_pool_age_steps", event["step"] - self._refreshed, **self._tags)
 
 
 # -- on the driver --------------------------------------------------------------------------------
@@ -180,14 +180,16 @@ def measured(stage: str | None = None, every_seconds: float = 2.0) -> Iterator[U
     """Measure a block; with a `stage` also for the dashboards. Costs about 1 % of a core with 20 processes."""
     usage, clock, stop, process = Usage(), terminal.Clock(), threading.Event(), psutil.Process()
 
+    table = prices.load() if stage else None
+
     def watch() -> None:
         last = time.monotonic()
         while True:
             now_bytes = memory_bytes(process)
             usage.peak_bytes = max(usage.peak_bytes, now_bytes)
             now = time.monotonic()
-            if stage:
-                _report(stage, clock.seconds, now_bytes, now - last)
+            if stage and table is not None:
+                _report(stage, table, clock.seconds, now_bytes, now - last)
             last = now
             if stop.wait(every_seconds):
                 return
@@ -202,7 +204,7 @@ def measured(stage: str | None = None, every_seconds: float = 2.0) -> Iterator[U
         usage.seconds = clock.seconds
 
 
-def _report(stage: str, seconds: float, num_bytes: int, passed: float) -> None:
+def _report(stage: str, table: prices.Prices, seconds: float, num_bytes: int, passed: float) -> None:
     """One sample of a running stage, `passed` seconds after the one before."""
     import ray
 
@@ -214,3 +216,6 @@ def _report(stage: str, seconds: float, num_bytes: int, passed: float) -> None:
     with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
         for name, units in held(ray.cluster_resources(), ray.available_resources()).items():
             record("raydr_resource_seconds", units * passed, stage=stage, resource=name)
+        spent = spending.Spend()
+        spent.pass_time(passed, spending.nodes_of(ray.nodes(), table))
+        record("raydr_cost", spent.cost, stage=stage, currency=table.currency)
