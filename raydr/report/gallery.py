@@ -56,6 +56,20 @@ def pictures(parts: list[Part], nearest: list[dict[str, Any]], per_group: int) -
     }
 
 
+def audit_pictures(parts: list[Part], found: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The audit's worst pairs with both pictures (data URIs `a_src`, `b_src`), but for photographs that are gone."""
+    if found is None or not found["pairs"]:
+        return []
+    (part,) = (part for part in parts if part.replicate == found["part"])
+    wanted = {pair[side] for pair in found["pairs"] for side in ("a", "b")}
+    shown = _thumbnails(part.run, "real", schema.REAL, "image_id", wanted)
+    return [
+        pair | {"a_src": shown[pair["a"]], "b_src": shown[pair["b"]]}
+        for pair in found["pairs"]
+        if pair["a"] in shown and pair["b"] in shown
+    ]
+
+
 def address(run: Run) -> str:
     """How commands on the page name a run: a bucket whole, of a folder the last two or one parts.
 

@@ -1,6 +1,7 @@
 """The report as one HTML file: no network, no framework, readable for as long as browsers read HTML."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from markupsafe import Markup, escape
 
 from raydr.grades import NAMES
 from raydr.metrics import SIGHT_THREATENING
-from raydr.report import figures, heatmap, palette, tables
+from raydr.report import extras, figures, heatmap, palette, tables
 from raydr.report.data import load
-from raydr.report.gallery import address, pictures
+from raydr.report.gallery import address, audit_pictures, pictures
 from raydr.storage import Run
 
 PAGE, RESULTS = "report/index.html", "report/results.json"
@@ -56,6 +57,8 @@ def render(run: Run, recipe: dict[str, Any], live: bool = False) -> tuple[str, d
         live=live,
         recipe_text=text,
         curves=training_curves(results),
+        audit_pairs=audit_pictures(parts, results["data_audit"]),
+        commands=extras.commands(results["recipe"], address(run)),
         **_words(),
     ), results
 
@@ -79,6 +82,10 @@ def environment() -> jinja2.Environment:
         "emphasised": _emphasised,
         "words": lambda name: str(name).replace("_", " "),
         "duration": duration,
+        "money": money,
+        "having": lambda columns, found: [
+            key for key in columns if any(key in row for t in found for row in t.values())
+        ],
         "size": lambda count: f"{count / 2**30:.2f} GiB" if count else "—",
         "p_value": lambda p: "—" if p is None else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0"),
     }
@@ -124,6 +131,8 @@ def _words() -> dict[str, Any]:
         "css_palette": Markup(palette.css()),
         "grade_names": NAMES,
         "map_metrics": heatmap.METRICS,
+        "quality_columns": extras.QUALITY_COLUMNS,
+        "external_columns": extras.EXTERNAL_COLUMNS,
     }
 
 
@@ -144,3 +153,11 @@ def _emphasised(sentence: str) -> Markup:
         return escape(sentence)
     number, bracket, rest = after.partition(" (")
     return Markup("{}: <strong>{}</strong>{}{}").format(before, number, bracket, rest)
+
+
+def money(cost: dict[str, Any], amount: float | None) -> str:
+    """An amount in the currency of a stage's `cost`: two digits that count, however small an image's share."""
+    if amount is None:
+        return "—"
+    digits = 2 if amount >= 1 or amount == 0 else 1 - math.floor(math.log10(amount))
+    return f"{amount:.{digits}f}\u00a0{cost['currency']}"

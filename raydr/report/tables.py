@@ -13,7 +13,7 @@ import numpy as np
 
 from raydr import shards
 from raydr.grades import DDR_TEST_COUNTS, NUM_GRADES
-from raydr.report import answer, arms, contrasts, heatmap, samples
+from raydr.report import answer, arms, contrasts, extras, heatmap, samples
 from raydr.report.data import Part, load, optional_json
 from raydr.storage import Run
 
@@ -76,12 +76,17 @@ def from_parts(run: Run, recipe: dict[str, Any], parts: list[Part]) -> dict[str,
         "members": _members(parts),
         "stages": _stages(run, parts),
         "audit": arms.discrepancies(parts, by_trial) + _superseded(parts) + _quarantine(parts),
+        "data_audit": extras.data_audit(parts),
+        "quality": extras.stored(run, parts, extras.QUALITY),
+        "external": extras.stored(run, parts, extras.EXTERNAL),
+        "cost": extras.costs(run, parts, STAGES),
         "recipe": recipe,
         "versions": saved.get("versions", {}),
         "revision": saved.get("revision"),
         "fingerprints": saved.get("fingerprints", {}),
     }
-    _add_cost(found["acceptance"], parts)
+    _add_seconds(found["acceptance"], parts)
+    extras.add_cost(found["acceptance"], found["cost"].get("synthesize"))
     found["answer"] = answer.answer(found)
     return plain(found)
 
@@ -224,7 +229,7 @@ def _quarantine(parts: list[Part]) -> list[str]:
     return [f"{count} of {table} in quarantine: {reason}." for (table, reason), count in sorted(counts.items())]
 
 
-def _add_cost(acceptance: dict[str, dict[str, Any]], parts: list[Part]) -> None:
+def _add_seconds(acceptance: dict[str, dict[str, Any]], parts: list[Part]) -> None:
     """Seconds of generation and scoring per accepted image, from the shards' commit records."""
     for part in parts:
         for key, record in shards.commits(part.run, "synthetic").items():

@@ -28,6 +28,25 @@ RATIOS = (0.25, 0.5, 1.0, 2.0)
 NEIGHBOURS = -0.8 * np.abs(np.arange(5)[:, None] - np.arange(5)[None, :])
 
 
+# As `raydr audit` writes it: one pair of photographs in two splits, one with two grades.
+PAIR = {"kind": "perceptual", "mirrored": False, "bits": 2, "correlation": 0.97, "datasets": ["DDR", "DDR"]}
+AUDIT = {
+    "num_images": 328,
+    "counts": {"exact duplicates": 0, "perceptual duplicates": 2, "across splits": 1, "conflicting labels": 1},
+    "leaks": ["DDR/test-0-0000 (test) and DDR/train-0-0003 (train) show the same picture"],
+    "warnings": ["DDR: border alone predicts grade with balanced accuracy 0.41 (chance 0.20)"],
+    "duplicates": [
+        PAIR | {"a": "DDR/train-1-0000", "b": "DDR/train-2-0001", "splits": ["train", "train"], "grades": [1, 2]},
+        PAIR | {"a": "DDR/train-0-0002", "b": "DDR/train-0-0003", "splits": ["prior", "test"], "grades": [0, None]},
+    ],
+}
+# What a driver of synthesis has spent: 120 images' worth of 400 seconds, at prices somebody has checked.
+SPENT = {
+    "seconds": 200.0, "node_seconds": 400.0, "gpu_seconds": 200.0, "priced_seconds": 400.0, "cost": 0.3,
+    "currency": "EUR", "checked": True, "images": 120,
+}  # fmt: skip
+
+
 def recipe(num_replicates: int = 1, num_seeds: int = 3, **report) -> dict:
     """The resolved recipe, as a dict, that goes with `write_run`."""
     member = config.Member(grader=config.Grader())
@@ -70,6 +89,8 @@ def write_run(
     for replicate in range(num_replicates):
         child = run if num_replicates == 1 else run.child(f"replicate-{replicate}")
         child.replace_json("logs/stages.json", stages)
+        child.replace_json("report/audit.json", AUDIT)
+        child.replace_json("logs/spend/synthesize-a.json", SPENT)
         _write_part(child, replicate, num_seeds, num_test, num_samples, with_synthetic, with_trials, painter or paint)
     return run
 

@@ -97,7 +97,7 @@
     list.replaceChildren(...shown.map((item) => {
       const said = `${data.grades[item.grade]}, ${item.kind} generator, score ${item.score.toFixed(2)}`;
       const button = element("button", {type: "button", className: "thumb", title: said},
-        element("img", {src: item.src, alt: said, loading: "lazy", decoding: "async"}),
+        element("img", {src: item.src, alt: said, decoding: "async"}),
         element("span", {ariaHidden: "true"}, element("b", {textContent: item.score.toFixed(2)}), data.grades[item.grade]));
       button.addEventListener("click", () => openSample(item));
       return element("li", {}, button);
