@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import psutil
 
 from raydr.bench.fits import Point, at
-from raydr.cluster.telemetry import memory_bytes
 
 EVERY_SECONDS = 0.5
 # Sizes shared between processes are read page by page: 5 ms a process, so seldom.
@@ -76,23 +75,31 @@ def busy_seconds() -> float:
 
 
 @contextlib.contextmanager
-def recording(memory: bool = True, resident: bool = False) -> Iterator[Recording]:
-    """Measure a block from a thread of its own; costs about 1 % of a core, of either arm."""
+def recording(memory: bool = True, resident: bool = False, newcomers: bool = False) -> Iterator[Recording]:
+    """Measure a block from a thread of its own; costs about 1 % of a core, of either arm.
+
+    `newcomers` leaves out every process that was there before: a bare loop must not be charged with an idle cluster.
+    """
     result, stop, me, spent = Recording(), threading.Event(), psutil.Process(), _Spent()
-    spent.see(family(me), starting=True)
+    before = {member.pid for member in family(me)} if newcomers else set()
+
+    def members() -> list[psutil.Process]:
+        return [member for member in family(me) if member.pid not in before]
+
+    spent.see(members(), starting=True)
     busy, result.started, clock = busy_seconds(), time.time(), time.perf_counter()
     result.cpu.append((result.started, 0.0))
 
     def watch() -> None:
         number = 0
         while not stop.wait(EVERY_SECONDS):
-            members = family(me)
-            result.cpu.append((time.time(), spent.see(members)))
+            now = members()
+            result.cpu.append((time.time(), spent.see(now)))
             if number % MEMORY_EVERY == 0:
                 if memory:
-                    result.peak_bytes = max(result.peak_bytes, memory_bytes(me))
+                    result.peak_bytes = max(result.peak_bytes, shared_once(now))
                 if resident:
-                    result.resident.append((time.time(), _resident(members)))
+                    result.resident.append((time.time(), _resident(now)))
             number += 1
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -103,11 +110,21 @@ def recording(memory: bool = True, resident: bool = False) -> Iterator[Recording
         stop.set()
         thread.join()
         result.seconds = time.perf_counter() - clock
-        result.cpu.append((time.time(), spent.see(family(me))))
+        result.cpu.append((time.time(), spent.see(members())))
         if memory:
-            result.peak_bytes = max(result.peak_bytes, memory_bytes(me))
+            result.peak_bytes = max(result.peak_bytes, shared_once(members()))
         result.others = max(0.0, (busy_seconds() - busy - result.cpu_seconds) / result.seconds)
         result.load = os.getloadavg()[0]
+
+
+def shared_once(members: list[psutil.Process]) -> int:
+    """Proportional set sizes, bytes: pages that processes share count once in all (resident sizes where unknown)."""
+    total = 0
+    for member in members:
+        with contextlib.suppress(psutil.Error, OSError):
+            full = member.memory_full_info()
+            total += getattr(full, "pss", 0) or full.rss
+    return total
 
 
 def _resident(members: list[psutil.Process]) -> dict[int, int]:

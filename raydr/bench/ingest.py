@@ -1,0 +1,112 @@
+"""Ingest: Ray Data against a multiprocessing pool, JPEG decoding with and without the decoder's own down-scaling."""
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from raydr import terminal
+from raydr.bench import workload
+from raydr.bench.fits import fit, median
+from raydr.bench.results import Measured, Peer, measured
+from raydr.bench.rig import Rig
+from raydr.cluster import ingest
+from raydr.cluster.ingest_source import Request, add_source, look
+from raydr.storage import Run
+
+DECODE_SIZE, DECODE_PX = (4000, 3000), 1024
+
+
+def run(bench: Rig) -> None:
+    phantoms(bench)
+    photographs(bench)
+    decoding(bench)
+
+
+def phantoms(bench: Rig) -> None:
+    """Drawing phantoms: Ray Data against a multiprocessing pool that draws and commits the same shards."""
+    num_shards, processes = bench.sizes.phantom_shards, bench.cpus
+
+    def pipeline(number: int) -> Measured:
+        target = bench.fresh("phantoms-pipeline")
+        work = workload.phantoms(num_shards)
+        return bench.pipeline(lambda: ingest.run(work, target), workload.commits(target, "real"))
+
+    def bare(number: int) -> Measured:
+        target = bench.fresh("phantoms-bare")
+        arguments = {"url": target.url, "num_shards": num_shards, "processes": processes}
+        return bench.bare("phantoms", workload.commits(target, "real"), arguments)
+
+    # Ray's workers start and import with the first tasks; they stay for the runs that are measured.
+    ingest.run(workload.phantoms(2 * processes), bench.fresh("phantoms-pipeline"))
+    bench.pair("ingest, phantoms", "images", pipeline, bare, bar=0.9)
+
+
+def photographs(bench: Rig) -> None:
+    """A folder of JPEG files: both passes of Ray Data against one pass of a multiprocessing pool.
+
+    Shards of the first pass vanish in the second, so the pipeline's line goes through whole runs of two sizes.
+    """
+    sizes, processes = bench.sizes.photographs, bench.cpus
+    with terminal.bar("photographs", sum(sizes), "files drawn"):
+        folders = [workload.write_photographs(bench.folder / f"photographs-{count}", count) for count in sizes]
+
+    def pipeline(number: int) -> Measured:
+        runs = []
+        for folder in folders:
+            target = bench.fresh("photographs-pipeline")
+            runs.append(bench.record(lambda target=target, folder=folder: add_folder(target, folder)))
+        ends = list(zip(map(float, sizes), runs, strict=True))
+        found = measured(runs[-1], [(0.0, 0.0), (float(sizes[-1]), runs[-1].seconds)])
+        line, cpu = (fit([(n, getattr(r, name)) for n, r in ends]) for name in ("seconds", "cpu_seconds"))
+        return Measured(line, cpu, found.total_seconds, max(r.peak_bytes for r in runs), found.others, found.load)
+
+    def bare(number: int) -> Measured:
+        target = bench.fresh("photographs-bare")
+        arguments = {"url": target.url, "folder": str(folders[-1]), "processes": processes}
+        return bench.bare("photographs", workload.commits(target, "real"), arguments)
+
+    # Imports of the driver's own, of which scikit-learn is one, must not fall on the smaller of two sizes.
+    add_folder(bench.fresh("photographs-pipeline"), folders[0])
+    note = "the pipeline settles duplicates and writes twice (staging, real); the bare loop writes once"
+    verdict = bench.pair("ingest, photographs", "images", pipeline, bare, bar=0.9, note=note)
+    rates = []
+    for _ in range(bench.sizes.repeats):
+        target = bench.fresh("photographs-loader")
+        arguments = {"url": target.url, "folder": str(folders[-1]), "processes": processes}
+        rates.append(1 / bench.bare("loader", workload.progress(target), arguments).seconds.each)
+    note = "decodes and crops in worker processes; hashes and writes nothing"
+    ratios = tuple(verdict.pipeline / rate for rate in rates)
+    bench.peer(Peer("torch DataLoader", "ingest", "images", median(rates), verdict.pipeline, ratios, note))
+
+
+def add_folder(target: Run, folder: Path) -> dict[str, Any]:
+    """`raydr ingest folder FOLDER`, inside the session that is there."""
+    recipe = workload.sources()
+    return add_source(recipe, target, look(recipe, target, Request("folder", str(folder))))
+
+
+def decoding(bench: Rig) -> None:
+    """12-megapixel JPEG files to 1024 px: scaled by the decoder, against decoded whole and then resized."""
+    from raydr.fundus.preprocess import decode_photograph
+
+    files = [workload.jpeg(index, DECODE_SIZE) for index in range(bench.sizes.jpegs)]
+
+    def resized(pixels: np.ndarray) -> None:
+        # The same filter for both arms, without Pillow's own shortcut (reducing_gap), which one of them would not need.
+        Image.fromarray(pixels).resize((DECODE_PX, DECODE_PX * 3 // 4), Image.Resampling.LANCZOS)
+
+    ours, theirs = [], []
+    for data in files:  # neighbours, so that each ratio is of one moment
+        start = time.perf_counter()
+        resized(decode_photograph(data, DECODE_PX))
+        middle = time.perf_counter()
+        resized(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+        ours.append(middle - start)
+        theirs.append(time.perf_counter() - middle)
+    ratios = tuple(b / a for a, b in zip(ours, theirs, strict=True))
+    note = f"{DECODE_SIZE[0]} x {DECODE_SIZE[1]} JPEG to {DECODE_PX} px, one thread; bar 2"
+    bench.peer(Peer("full decode + resize", "ingest", "files", 1 / median(theirs), 1 / median(ours), ratios, note))

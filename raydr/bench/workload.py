@@ -1,0 +1,178 @@
+"""The work that is measured, and how far it had come when: equal for the pipeline and the bare loops.
+
+Both arms commit the same shards (or log the same steps), so the times of modification of what they leave behind are
+the two progress curves. Sizes are for two cores; a stage's unit of work is the demo's.
+"""
+
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from raydr import shards
+from raydr.bench.fits import Point
+from raydr.bench.meter import Recording
+from raydr.config import Ensemble, Finetune, Grader, Member, Recipe, Sampler, Sweep, Synthesize
+from raydr.fundus.phantom import render
+from raydr.sources import Ingest, PhantomSet
+from raydr.storage import Run
+
+PROGRESS = "progress.json"
+# Larger than the 256 px that they are prepared to, so that decoding and crop have something to do.
+PHOTOGRAPH_PX = (1200, 900)
+SHARD = 16
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of each stage a run of the command measures."""
+
+    repeats: int = 3
+    phantom_shards: int = 24  # of 64
+    photographs: tuple[int, int] = (64, 384)
+    synthesis_shards: int = 6  # of SHARD images
+    finetune_steps: int = 32
+    trials: int = 6
+    trial_steps: int = 80
+    score_batches: int = 6
+    peer_batches: int = 2
+    ensemble_steps: int = 120
+    jpegs: int = 4
+    # Steps of the generator whose images are scored: enough that some lie in the band.
+    prepared_steps: int = 40
+
+
+FULL = Sizes()
+QUICK = Sizes(1, 8, (32, 96), 3, 10, 4, 12, 2, 1, 12, 2, 4)
+
+
+def recipe(sizes: Sizes) -> Recipe:
+    """The prepared run: photographs, three graders and one generator."""
+    grader = Grader(backbone="test_resnet", steps=sizes.ensemble_steps, learning_rate=6e-3)
+    return Recipe(
+        name="bench",
+        ingest=Ingest(
+            phantoms=(
+                PhantomSet("DDR", "train", (80, 40, 70, 30, 40)),
+                PhantomSet("DDR", "validation", (10,) * 5),
+                PhantomSet("DDR", "test", (20,) * 5),
+                PhantomSet("EyePACS", "prior", (30, 10, 20, 10, 10)),
+            )
+        ),
+        ensemble=Ensemble(
+            members=tuple(Member(replace(grader, px=px), inner_fold=k, seed=k) for k, px in enumerate((64, 48, 64)))
+        ),
+        finetune=Finetune(grades=(3,), kinds=("plain",), steps=sizes.prepared_steps, validate_every=0),
+        synthesize=Synthesize(
+            count=sizes.synthesis_shards * SHARD, shard_size=SHARD, sampler=Sampler(batch=SHARD), band=(0.5, 0.95)
+        ),
+        sweep=Sweep(arms=("oversampling",), num_seeds=sizes.trials, grader=replace(grader, steps=sizes.trial_steps)),
+    )
+
+
+def phantoms(num_shards: int, px: int = 64) -> Recipe:
+    """`num_shards` full shards of phantoms, the five grades in equal shares."""
+    size = 64
+    counts = tuple(len(part) for part in np.array_split(np.arange(num_shards * size), 5))
+    part = PhantomSet("DDR", "train", counts)  # type: ignore[arg-type]
+    return Recipe(name="bench", ingest=Ingest(px=px, shard_size=size, phantoms=(part,)))
+
+
+def sources() -> Recipe:
+    """Photographs from a folder, prepared to 256 px in shards of 16."""
+    return Recipe(name="bench", ingest=Ingest(source="folder", px=256, shard_size=16))
+
+
+def write_photographs(folder: Path, count: int, first: int = 0) -> Path:
+    """`count` JPEG photographs of different eyes in the folder reader's layout, on the black of a camera's frame."""
+    for index in range(first, first + count):
+        path = folder / "train" / str(index % 5) / f"{index:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_bytes(jpeg(index, PHOTOGRAPH_PX))
+    return folder
+
+
+def jpeg(index: int, size: tuple[int, int], quality: int = 90) -> bytes:
+    """A photograph of `size` = (width, height) px as JPEG bytes: a phantom at 192 px, enlarged."""
+    pixels, _ = render(seed=987_654, index=index, grade=index % 5, px=192)
+    side = min(size)
+    frame = Image.new("RGB", size)
+    eye = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+    frame.paste(eye, ((size[0] - side) // 2, (size[1] - side) // 2))
+    buffer = io.BytesIO()
+    frame.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def two_workers(base: Recipe) -> Recipe:
+    """Twice the pairs a step, so that each of two ranks has what one process had."""
+    return replace(base, finetune=replace(base.finetune, batch_pairs=2 * base.finetune.batch_pairs))
+
+
+def training(base: Recipe, steps: int) -> Recipe:
+    return replace(base, finetune=replace(base.finetune, steps=steps, ecc_start=max(1, steps // 2)))
+
+
+# -- how far it had come when ---------------------------------------------------------------------
+
+
+def committed(run: Run, table: str, started: float) -> list[Point]:
+    """(rows committed so far, seconds since `started`) of a local run, from its commit records."""
+    records = shards.commits(run, table)
+    times = sorted((run.path(shards.record_key(key)).stat().st_mtime, record.rows) for key, record in records.items())
+    return cumulative([(moment, rows) for moment, rows in times], started)
+
+
+def cumulative(events: list[tuple[float, float]], started: float) -> list[Point]:
+    """(units so far, seconds since `started`) of events (time, units)."""
+    points, total = [], 0.0
+    for moment, units in sorted(events):
+        total += units
+        points.append((total, moment - started))
+    return points
+
+
+def logged(folder: Path, units: float) -> list[tuple[float, float]]:
+    """(time, `units`) of every training step that TensorBoard files below `folder` hold, but for the last.
+
+    The last step's entry also waits for the closing validation.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    first_seen: dict[tuple[str, int], float] = {}
+    for path in sorted(folder.rglob("events.out.tfevents.*")):
+        data, position = path.read_bytes(), 0
+        # Each record: length (8 bytes), its checksum (4), the event, a checksum (4).
+        while position + 12 <= len(data):
+            (length,) = struct.unpack_from("<Q", data, position)
+            event = Event.FromString(data[position + 12 : position + 12 + length])
+            position += 16 + length
+            if event.step:
+                key = (str(path.parent), event.step)
+                first_seen[key] = min(event.wall_time, first_seen.get(key, event.wall_time))
+    return [(moment, units) for moment in sorted(first_seen.values())[:-1]]
+
+
+def commits(target: Run, table: str) -> Callable[[Recording], list[Point]]:
+    """Progress of a run whose shards of `table` are its units' marks."""
+    return lambda record: committed(target, table, record.started)
+
+
+def steps(target: Run, samples: float) -> Callable[[Recording], list[Point]]:
+    """Progress of a training of `samples` a step."""
+    return lambda record: cumulative(logged(target.path("logs"), samples), record.started)
+
+
+def progress(target: Run) -> Callable[[Recording], list[Point]]:
+    """Progress of a loop that ended with `save_progress`."""
+    return lambda record: cumulative(target.read_json(PROGRESS)["events"], record.started)
+
+
+def save_progress(run: Run, events: list[tuple[float, float]], **more: Any) -> None:
+    run.replace_json(PROGRESS, {"events": events} | more)
