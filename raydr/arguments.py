@@ -136,6 +136,12 @@ def upkeep_arguments(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     chosen.add_argument("--kind", default="plain", help="kind of generator: plain, ecc, ... (default: plain)")
     chosen.add_argument("--generator", action="append", metavar="ID", help="take from this generator (repeatable)")
     chosen.add_argument("--ensemble", metavar="ID", help="scores of scores/ID, made by `raydr rescore`")
+    waste = command("gc", "what OUT no longer needs (leftovers of kills, superseded checkpoints); deletes with --yes")
+    waste.add_argument("-h", "--help", action="help", help="show this and exit")
+    waste.add_argument("out", metavar="OUT", help="run directory")
+    waste.add_argument("--yes", action="store_true", help="delete it (default: only say what and how much)")
+    waste.add_argument("--caches", action="store_true", help="also latents and decoded images: made again when needed")
+    waste.add_argument("--verbose", action="store_true", help="name each object")
 
 
 def source_arguments(ingest: argparse.ArgumentParser) -> None:

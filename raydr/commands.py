@@ -198,6 +198,12 @@ def bench(options: Any) -> int:
     return command.run(options)
 
 
+def gc(options: Any) -> int:
+    from raydr import upkeep
+
+    return upkeep.gc(options, *_stored(options.out))
+
+
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "report": report,
     "audit": audit,
@@ -207,6 +213,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "repair": repair,
     "stop": stop,
     "select": select,
+    "gc": gc,
     "regenerate": regenerate,
     "base": base,
     "bench": bench,

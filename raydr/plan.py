@@ -3,13 +3,14 @@
 import math
 from dataclasses import dataclass
 
-from raydr import shards
+from raydr import shards, trials
+from raydr.arms import arm_named
 from raydr.config import Recipe
 from raydr.errors import UserError
 from raydr.grades import GRADES
-from raydr.kinds import is_ecc
+from raydr.kinds import CHANGES, is_ecc
 from raydr.record import replicates
-from raydr.selection import arm_named
+from raydr.selection import grades_of
 from raydr.storage import Run
 
 
@@ -25,14 +26,15 @@ def check(recipe: Recipe) -> None:
     """UserError where the sweep asks for images that no stage before it makes: said at once, not hours later."""
     finetune, sweep = recipe.finetune, recipe.sweep
     trained = set(GRADES) if finetune.joint else set(finetune.grades)
-    for name in sweep.arms:
-        source = arm_named(name).source
-        if source in ("plain", "ecc"):
+    trials.check(recipe)
+    for name in (*sweep.arms, *((sweep.search.arm,) if sweep.search.arm else ())):
+        source, grades = arm_named(name).source, grades_of(arm_named(name), sweep.grades)
+        if source in CHANGES:
             if source not in finetune.kinds:
                 raise UserError(f"sweep.arms: {name} takes {source} images, and finetune.kinds is {finetune.kinds}")
-            if not set(sweep.grades) <= trained:
+            if not set(grades) <= trained:
                 raise UserError(
-                    f"sweep.grades {sweep.grades} are to get images of {name}, and finetune.grades trains "
+                    f"sweep.grades {grades} are to get images of {name}, and finetune.grades trains "
                     f"{finetune.grades} alone"
                 )
         elif source in ("prior", "fresh") and recipe.ingest.source == "phantom":
@@ -71,7 +73,6 @@ def describe(recipe: Recipe, target: Run) -> list[Row]:
     )
     images = num_generators * grades * math.ceil(synthesize.count / synthesize.shard_size) * synthesize.shard_size
     quota = f"{images} images" + (f", then to {synthesize.accepted} in band each" if synthesize.accepted else "")
-    trials = len(sweep.arms) * sweep.num_seeds + len(sweep.map_bands) * len(sweep.map_ratios) * sweep.map_seeds
     if recipe.ingest.source == "phantom":
         photographs = f"{sum(sum(part.counts) for part in recipe.ingest.phantoms)} phantoms"
     else:
@@ -88,7 +89,7 @@ def describe(recipe: Recipe, target: Run) -> list[Row]:
         Row("synthesize", quota + times, f"{rows_of('synthetic')}", cost("synthesize")),
         Row(
             "sweep",
-            f"{trials} trials of {sweep.grader.steps} steps{times}",
+            f"{trials.count(recipe)} trials of {sweep.grader.steps} steps{times}",
             f"{rows_of('trials/results')}",
             cost("sweep"),
         ),

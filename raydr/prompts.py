@@ -4,6 +4,8 @@ Instance photographs name data set and stage always, prior photographs each with
 the model keeps the unconditional notion of a fundus photograph.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from raydr.grades import STAGES
@@ -29,3 +31,15 @@ def prior_prompt(dataset: str | None, grade: int | None, rng: np.random.Generato
     if grade is not None and names_stage:
         prompt += f" in {STAGES[grade]} stage"
     return prompt + "."
+
+
+def every_prompt(datasets: Sequence[str]) -> list[str]:
+    """All that `instance_prompt` and `prior_prompt` can say of these data sets, and the empty one of guidance."""
+    found = [""]
+    for dataset in (None, *datasets):
+        for stage in (None, *STAGES):
+            prompt = "A color fundus image"
+            prompt += f" from {dataset} dataset" if dataset is not None else ""
+            prompt += f" in {stage} stage" if stage is not None else ""
+            found.append(prompt + ".")
+    return found

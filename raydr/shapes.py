@@ -25,6 +25,9 @@ class Shape:
     # Workers of Ray Train and the GPUs of each.
     train_workers: int = 1
     train_gpus: float = 0.0
+    # Ray Train takes up to so many workers as the cluster grows, and goes on with train_workers; 0 = never more.
+    max_train_workers: int = 0
+    # Losses of a rank that a fit outlives; taken nodes do not count.
     max_failures: int = 3
     # Device type of everything that takes a GPU, by Ray's name ("L4", "A10G", "H100"); empty takes any.
     accelerator: str = ""

@@ -139,9 +139,9 @@ def _dataset(
 ) -> ds.FileSystemDataset:
     if not done and required:
         raise MissingInput(f"{run.url} has no committed {prefix}: run the stage that makes it, or check --out")
-    expected = schema_hash(table_schema)
+    expected = {schema_hash(version) for version in schema.versions(table_schema)}
     for record in done.values():
-        if record.schema != expected:
+        if record.schema not in expected:
             raise UserError(f"{record.key} in {run.url} has the columns of another version of raydr: read it with that")
     filesystem, root = run.filesystem()
     parquet = ds.ParquetFileFormat(

@@ -59,3 +59,39 @@ def _one_replicate(recipe: Recipe, target: Run) -> None:
             f"{target.url} holds {recipe.num_replicates} replicates, each with photographs and images of its own: "
             f"name one, for example {target.url}/replicate-0"
         )
+
+
+def gc(options: Any, recipe: Recipe, target: Run) -> int:
+    """Say what the run no longer needs and how much that is; delete it with `--yes`."""
+    from raydr import garbage
+    from raydr.record import replicates
+
+    with target.lock("gc"):
+        places = [place for _, place in replicates(recipe, target)]
+        found = [(place, garbage.find(place, recipe, options.caches)) for place in places]
+        sums: dict[str, tuple[int, int]] = {}
+        for _, waste in found:
+            for item in waste:
+                count, size = sums.get(item.what, (0, 0))
+                sums[item.what] = (count + 1, size + item.bytes)
+        if not sums:
+            terminal.line("gc", "nothing to delete")
+            return 0
+        rows = [[what, str(count), _megabytes(size)] for what, (count, size) in sorted(sums.items())]
+        terminal.table("What this run no longer needs", ["what", "count", "MB"], rows)
+        total = _megabytes(sum(size for _, size in sums.values()))
+        if not options.yes:
+            for _, waste in found:
+                for item in waste if options.verbose else []:
+                    terminal.note(f"{item.key}  {item.bytes} bytes")
+            terminal.note(f"nothing deleted: add --yes to free {total} MB, --verbose to see each name")
+            return 0
+        for place, waste in found:
+            with terminal.bar("gc", len(waste), "deleted") as bar:
+                garbage.remove(place, waste, bar.to)
+    terminal.line("gc", f"{sum(count for count, _ in sums.values())} deleted, {total} MB freed")
+    return 0
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f}"

@@ -24,7 +24,7 @@ LEVELS = (
     {"bench"},
     {"cluster"},
     {"diffusion", "report"},
-    {"plan", "trainset"},
+    {"plan", "trainset", "garbage"},
     {"trials"},
     {"grading", "fundus", "selection", "leases"},
     {"shards", "record", "metrics", "statistics"},

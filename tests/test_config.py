@@ -37,7 +37,7 @@ GRADER = Grader()
         (lambda: Finetune(steps=40, ecc_start=40), "finetune.ecc_start 40 must lie before the last step 40"),
         (lambda: Finetune(ecc_keep=17), r"finetune.ecc_keep must lie in 1\.\.ecc_batch"),
         (lambda: Finetune(ecc_keep=0), "finetune.ecc_keep"),
-        (lambda: Finetune(precision="fp16"), "fp32 or bf16, not 'fp16'"),
+        (lambda: Finetune(precision="fp8"), "fp32, bf16 or fp16, not 'fp8'"),
         (lambda: Finetune(full=True, precision="bf16"), "finetune.full"),
         (lambda: Finetune(batch_pairs=0), "finetune.batch_pairs must be at least 1, not 0"),
         (lambda: Finetune(ecc_every=0), "finetune.ecc_every must be at least 1, not 0"),

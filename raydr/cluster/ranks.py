@@ -1,8 +1,6 @@
-"""Ray Train's workers as one: sums and gathers over ranks, and checkpoints of generators."""
+"""Ray Train's workers as one: sums and gathers over ranks."""
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -14,6 +12,7 @@ class TorchRanks:
     def __init__(self) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.local_rank = context.get_local_rank()
 
     def sum(self, tensors: Sequence[Any]) -> None:
         import torch
@@ -35,21 +34,3 @@ class TorchRanks:
         values: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
         return values
-
-
-def latest_checkpoint() -> dict[str, bytes]:
-    """{generator id: state} of Ray Train's latest checkpoint; empty on a first start."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return {}
-    with checkpoint.as_directory() as folder:
-        return {path.stem: path.read_bytes() for path in Path(folder).glob("*.pt")}
-
-
-def report_checkpoint(ranks: TorchRanks, generator_id: str, state: bytes, metrics: dict[str, Any]) -> None:
-    if ranks.rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / f"{generator_id}.pt").write_bytes(state)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

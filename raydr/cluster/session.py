@@ -130,6 +130,14 @@ def metered(stage: str, total: float, unit: str) -> Iterator[str]:
         ray.kill(meter)
 
 
-def report_to(meter: str, **values: Any) -> None:
-    """From a worker: set values on the named meter; nobody waits."""
-    ray.get_actor(meter, namespace=NAMESPACE).set.remote(**values)
+def report_to(meter: str, *, wait: bool = False, **values: Any) -> None:
+    """From a worker: set values on the named meter; nobody waits unless told to."""
+    answer: Any = ray.get_actor(meter, namespace=NAMESPACE).set.remote(**values)
+    if wait:
+        ray.get(answer)
+
+
+def read(meter: str) -> dict[str, Any]:
+    """All values that were set on the named meter."""
+    values: Any = ray.get(ray.get_actor(meter, namespace=NAMESPACE).read.remote())
+    return values

@@ -100,6 +100,7 @@ def finetune(recipe: Recipe, device: str) -> None:
     import numpy as np
     import torch
 
+    from raydr.diffusion.ecc import Pool
     from raydr.diffusion.latents import LatentCache
     from raydr.diffusion.model import load_base
     from raydr.diffusion.state import Photographs, Spec
@@ -115,7 +116,7 @@ def finetune(recipe: Recipe, device: str) -> None:
     kind = "ecc" if "ecc" in config.kinds else "plain"
     trainer = Trainer(base, config, Spec("trial", kind, tuple(GRADES), "DDR", 0), role, role)
     if kind == "ecc":
-        trainer.pool, trainer.pool_grades = latents.mean[:, 0], list(GRADES)
+        trainer.pool = Pool(latents.mean[:, 0], list(GRADES))
     trainer.run(1)
     trainer.close()
 

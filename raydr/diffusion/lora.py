@@ -7,6 +7,7 @@ scripts write is read here.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from raydr.errors import DamagedData, MissingInput, UserError
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 FULL = "unet/diffusion_pytorch_model.safetensors"
+# The two models of a pipeline that a file can adapt, by the beginning of its keys.
+UNET, TEXT = "unet.", "text_encoder."
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_MARKERS = {
+    ".lora_linear_layer.down": "down",
+    ".lora_linear_layer.up": "up",
+    ".lora.down": "down",
+    ".lora.up": "up",
+    ".lora_A": "down",
+    ".lora_B": "up",
+}
 
 
 def add(unet: Any, config: Finetune, seed: int) -> list[torch.nn.Parameter]:
@@ -26,21 +38,38 @@ def add(unet: Any, config: Finetune, seed: int) -> list[torch.nn.Parameter]:
 
     Adapter weights are float32 whatever the base computes in, as AdamW needs.
     """
-    from peft import LoraConfig
-
     names = [f".{name}" for name, _ in unet.named_modules()]
     for target in config.targets:  # peft passes over a misspelt one as long as another matches
         if not any(name.endswith(f".{target}") for name in names):
             raise UserError(
                 f"finetune.targets: {target!r} matches no layer of the base's UNet; attention has to_q, to_k"
             )
-    adapter = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, init_lora_weights="gaussian", target_modules=list(config.targets)
-    )
     with torch.random.fork_rng(devices=[]):  # peft draws from the process's generator
         torch.manual_seed(seed)
-        unet.add_adapter(adapter)
-    parameters = [p for p in unet.parameters() if p.requires_grad]
+        unet.add_adapter(_adapter(config, config.targets))
+    return _trainable(unet)
+
+
+def add_text(text_encoder: Any, config: Finetune, seed: int) -> list[torch.nn.Parameter]:
+    """The same for the attention of the text encoder."""
+    from peft import inject_adapter_in_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(_adapter(config, TEXT_TARGETS), text_encoder)
+    return _trainable(text_encoder)
+
+
+def _adapter(config: Finetune, targets: Sequence[str]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, init_lora_weights="gaussian", target_modules=list(targets)
+    )
+
+
+def _trainable(model: Any) -> list[torch.nn.Parameter]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
     return parameters
@@ -52,35 +81,55 @@ def remove(unet: Any) -> None:
     unet.requires_grad_(False)
 
 
-def state(unet: Any) -> dict[str, torch.Tensor]:
+def remove_text(text_encoder: Any) -> None:
+    from diffusers.utils import recurse_remove_peft_layers
+
+    recurse_remove_peft_layers(text_encoder)
+    del text_encoder.peft_config
+    text_encoder.requires_grad_(False)
+
+
+def state(model: Any) -> dict[str, torch.Tensor]:
     """The adapter's weights under peft's names."""
     from peft.utils import get_peft_model_state_dict
 
-    return get_peft_model_state_dict(unet)
+    return get_peft_model_state_dict(model)
 
 
-def load_state(unet: Any, values: dict[str, torch.Tensor]) -> None:
+def load_state(model: Any, values: dict[str, torch.Tensor]) -> None:
     from peft.utils import set_peft_model_state_dict
 
-    set_peft_model_state_dict(unet, values)
+    set_peft_model_state_dict(model, values)
 
 
-def save(unet: Any, config: Finetune, folder: Path) -> None:
-    """Write `pytorch_lora_weights.safetensors` with keys `unet.{layer}.lora.{up,down}.weight` and alpha in metadata."""
+def save(unet: Any, folder: Path, text_encoder: Any = None) -> None:
+    """Write `pytorch_lora_weights.safetensors`: keys `unet.{layer}.lora.{up,down}.weight`, alpha in the metadata.
+
+    An adapted text encoder's keys begin with `text_encoder.text_model.`, as in published files.
+    """
     from diffusers.utils import convert_state_dict_to_diffusers
 
-    weights = convert_state_dict_to_diffusers(state(unet))
-    tensors = {f"unet.{name}": tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    # diffusers reads rank and alpha back from this entry; without it alpha = rank is assumed.
-    adapter = {f"unet.{key}": value for key, value in unet.peft_config["default"].to_dict().items()}
-    adapter = {key: sorted(value) if isinstance(value, set) else value for key, value in adapter.items()}
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(adapter, sort_keys=True, default=str)}
+    tensors: dict[str, torch.Tensor] = {}
+    adapters: dict[str, Any] = {}
+    for prefix, inner, model in ((UNET, "", unet), (TEXT, "text_model.", text_encoder)):
+        if model is None:
+            continue
+        weights = convert_state_dict_to_diffusers(state(model))
+        for name, tensor in weights.items():
+            tensors[f"{prefix}{inner}{name.removeprefix(inner)}"] = tensor.detach().cpu().contiguous()
+        # diffusers reads rank and alpha back from this entry; without it alpha = rank is assumed.
+        adapters |= {f"{prefix}{key}": value for key, value in model.peft_config["default"].to_dict().items()}
+    adapters = {key: sorted(value) if isinstance(value, set) else value for key, value in adapters.items()}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(adapters, sort_keys=True, default=str)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata=metadata)
 
 
-def read(folder: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], float]:
-    """({layer: (down (r, in), up (out, r))}, alpha / rank) of a folder in diffusers' layout."""
+def read(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+    """{layer: (down (r, in), up (out, r), alpha / rank)} of a folder in diffusers' layout.
+
+    Layers are named `unet.{module}` and `text_encoder.{module}`, the latter without `text_model.`.
+    """
     path = folder / WEIGHTS
     if not path.is_file():
         raise MissingInput(f"There is no LoRA {WEIGHTS} in {folder}: run `raydr finetune` first")
@@ -89,37 +138,52 @@ def read(folder: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], fl
         metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
     layers: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        name = key.removeprefix("unet.")
-        for marker, part in ((".lora.down", "down"), (".lora.up", "up"), (".lora_A", "down"), (".lora_B", "up")):
-            if marker in name:
-                layers.setdefault(name.split(marker)[0], {})[part] = tensor
+        for marker, part in _MARKERS.items():
+            if marker in key:
+                layers.setdefault(_layer(key.split(marker)[0]), {})[part] = tensor
+                break
     if not layers or any(set(pair) != {"up", "down"} for pair in layers.values()):
         raise DamagedData(f"{path} holds no complete LoRA layers in diffusers' layout: train the generator again")
-    rank = next(iter(layers.values()))["down"].shape[0]
-    scale = metadata.get("unet.lora_alpha", rank) / rank
-    return {name: (pair["down"], pair["up"]) for name, pair in layers.items()}, scale
+    found = {}
+    for name, pair in layers.items():
+        rank = pair["down"].shape[0]
+        prefix = TEXT if name.startswith(TEXT) else UNET
+        found[name] = (pair["down"], pair["up"], metadata.get(f"{prefix}lora_alpha", rank) / rank)
+    return found
+
+
+def _layer(key: str) -> str:
+    """Old files name the UNet's layers without a prefix."""
+    if key.startswith(TEXT):
+        return TEXT + key.removeprefix(TEXT).removeprefix("text_model.")
+    return UNET + key.removeprefix(UNET)
 
 
 class Fused:
-    """A UNet whose adapter is part of its weights; switching keeps the base's weights bit for bit.
+    """A base whose adapter is part of its weights; switching keeps the base's weights bit for bit.
 
     The originals of the touched layers are kept (for a LoRA 1 % of SD 1.5) and every switch starts from them:
     subtracting an adapter again would leave rounding errors that depend on what was loaded before.
     """
 
-    def __init__(self, unet: torch.nn.Module) -> None:
-        self._weights = dict(unet.named_parameters())
+    def __init__(self, unet: torch.nn.Module, text_encoder: torch.nn.Module | None = None) -> None:
+        self._weights = {f"{UNET}{name}": weight for name, weight in unet.named_parameters()}
+        if text_encoder is not None:
+            for name, weight in text_encoder.named_parameters():
+                self._weights[TEXT + name.removeprefix("text_model.")] = weight
         self._originals: dict[str, torch.Tensor] = {}
+        self._text = False
         self.current: str | None = None
 
     @torch.no_grad()
-    def switch(self, folder: Path | None) -> None:
+    def switch(self, folder: Path | None) -> bool:
         """Fuse the LoRA of `folder`, or take its whole UNet where it was fully fine-tuned (None: the plain base).
 
-        Raises UserError for weights of another base, and leaves the UNet as it was.
+        Returns whether the text encoder changed: embeddings made before are then another generator's. Raises
+        UserError for weights of another base, and leaves all weights as they were.
         """
         if str(folder) == self.current:
-            return
+            return False
         values = self._values(folder) if folder is not None else {}
         for name, weight in self._originals.items():
             self._weights[name].copy_(weight)
@@ -127,22 +191,28 @@ class Fused:
             self._originals.setdefault(name, self._weights[name].clone())
             self._weights[name].copy_(value)
         self.current = str(folder)
+        before, self._text = self._text, any(name.startswith(TEXT) for name in values)
+        return before or self._text
 
     def _values(self, folder: Path) -> dict[str, torch.Tensor]:
-        """The weights that `folder` asks for, under the UNet's names; all is checked before anything is changed."""
+        """The weights that `folder` asks for; all is checked before anything is changed."""
         if (folder / FULL).is_file():
-            values = load_file(folder / FULL)
+            values = {f"{UNET}{name}": value for name, value in load_file(folder / FULL).items()}
         else:
-            layers, scale = read(folder)
             values = {}
-            for layer, (down, up) in layers.items():
+            for layer, (down, up, scale) in read(folder).items():
                 name = f"{layer}.weight"
                 weight = self._originals.get(name, self._weights.get(name))
                 if weight is None or weight.shape != (up.shape[0], down.shape[1]):
-                    raise UserError(f"The LoRA in {folder} was made for another base: its layer {layer} does not fit")
+                    raise UserError(
+                        f"The LoRA in {folder} was made for another base: its layer {layer.removeprefix(UNET)} does "
+                        "not fit"
+                    )
                 delta = scale * (up.to(weight.device).float() @ down.to(weight.device).float())
                 values[name] = (weight.float() + delta).to(weight.dtype)
         for name, value in values.items():
             if name not in self._weights or self._weights[name].shape != value.shape:
-                raise UserError(f"The UNet in {folder} was made for another base: its weight {name} does not fit")
+                raise UserError(
+                    f"The UNet in {folder} was made for another base: its weight {name.removeprefix(UNET)} does not fit"
+                )
         return values

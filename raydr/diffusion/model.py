@@ -4,6 +4,7 @@ The built-in small base ("phantom") and Stable Diffusion 1.x/2.x are read by the
 below knows which one it holds.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from raydr.errors import UserError
 from raydr.identity import fingerprint, sha256
 
 PHANTOM_BASE = Path(__file__).parent.parent / "assets" / "phantom-base"
+# What a UNet may predict: the noise, or the velocity sqrt(a) eps - sqrt(1 - a) x0.
+PREDICTIONS = ("epsilon", "v_prediction")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -24,12 +27,12 @@ class Base:
     tokenizer: Any
     text_encoder: Any  # CLIPTextModel
     vae: Any  # AutoencoderKL
-    unet: Any  # UNet2DConditionModel
+    unet: Any  # UNet2DConditionModel, or None where it was not asked for
     scheduler: Any  # as shipped with the base; its config holds betas and the prediction type
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        return next(self.vae.parameters()).device
 
     @property
     def latent_factor(self) -> int:
@@ -44,6 +47,10 @@ class Base:
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> torch.Tensor:
         """Prompt embeddings (B, tokens, width), padded to the tokenizer's full length as SD does."""
+        return self.words(prompts)
+
+    def words(self, prompts: list[str]) -> torch.Tensor:
+        """`embed` with gradients, for a text encoder that learns."""
         ids = self.tokenizer(
             prompts,
             padding="max_length",
@@ -81,8 +88,12 @@ def resolve(base: str) -> str:
     return str(PHANTOM_BASE) if base == "phantom" else base
 
 
-def load_base(base: str, precision: str = "fp32", revision: str | None = None, device: str = "cpu") -> Base:
+def load_base(
+    base: str, precision: str = "fp32", revision: str | None = None, device: str = "cpu", with_unet: bool = True
+) -> Base:
     """Load `base` ("phantom", a folder in diffusers layout, or a hub id), frozen and in eval mode.
+
+    Without its UNet (None) a base still encodes photographs and prompts, in a fifth of the memory.
 
     Weights are read as safetensors only. Raises UserError when the folder lacks a part or the hub
     is out of reach.
@@ -104,9 +115,11 @@ def load_base(base: str, precision: str = "fp32", revision: str | None = None, d
             source, subfolder="text_encoder", dtype=dtype, use_safetensors=True, **common
         )
         vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=dtype, use_safetensors=True, **common)
-        unet = UNet2DConditionModel.from_pretrained(
-            source, subfolder="unet", torch_dtype=dtype, use_safetensors=True, **common
-        )
+        unet = None
+        if with_unet:
+            unet = UNet2DConditionModel.from_pretrained(
+                source, subfolder="unet", torch_dtype=dtype, use_safetensors=True, **common
+            )
         config = DDPMScheduler.load_config(source, subfolder="scheduler", **common)
     except OSError as error:
         where = f"the folder {source}" if Path(source).exists() else f"the hub id {source!r}"
@@ -114,14 +127,40 @@ def load_base(base: str, precision: str = "fp32", revision: str | None = None, d
             f"The base model could not be loaded from {where} ({str(error).splitlines()[0]}): name a folder in "
             "diffusers layout with safetensors weights, or a hub id while online"
         ) from error
+    _require_prediction(source, config)
     make: Any = PNDMScheduler if config.get("_class_name") == "PNDMScheduler" else DDPMScheduler
     scheduler = make.from_config(config)
-    parts: list[Any] = [text_encoder, vae, unet]
+    parts: list[Any] = [text_encoder, vae, *([unet] if unet is not None else [])]
     for part in parts:
         part.requires_grad_(False)
         part.eval()
         part.to(device=device)
     return Base(tokenizer, text_encoder, vae, unet, scheduler)
+
+
+def _require_prediction(source: str, config: dict[str, Any]) -> None:
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in PREDICTIONS:
+        raise UserError(
+            f"The scheduler of the base model {source} has prediction_type {kind!r}, and fine-tuning knows "
+            f"{' and '.join(PREDICTIONS)}: mend scheduler/scheduler_config.json, or name another base"
+        )
+
+
+def check_base(base: str) -> None:
+    """UserError for a folder that is not there, or whose scheduler predicts what nobody knows; loads no weights.
+
+    A hub id is taken at its word until it is loaded.
+    """
+    folder = Path(resolve(base))
+    if not folder.is_dir():
+        if folder.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
+            raise UserError(f"There is no folder {base} with a base model: mend finetune.base")
+        return
+    config = folder / "scheduler" / "scheduler_config.json"
+    if not config.is_file():
+        raise UserError(f"The base model in the folder {folder} has no {config.name}: name a complete one")
+    _require_prediction(str(folder), json.loads(config.read_text()))
 
 
 def base_fingerprint(base: str, revision: str | None = None) -> str:

@@ -14,7 +14,7 @@ them counts the array as its own memory (DDR at 512 px is 9.8 GB).
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -70,6 +70,34 @@ class ImageArray:
                 files.publish(digests)
         return cls(cache_dir, px)
 
+    @classmethod
+    def extend(
+        cls,
+        cache_dir: str | Path,
+        px: int,
+        sha256s: Iterable[str],
+        make: Callable[[Sequence[str]], Sequence[np.ndarray]],
+    ) -> "ImageArray":
+        """Append what `make(sha256s)` computes, uint8 (px, px, 3) each, for those that are not there yet.
+
+        As `build` for pixels that no file holds: keyed by the hash of what they are made from.
+        """
+        files = _Files(Path(cache_dir), px)
+        files.directory.mkdir(parents=True, exist_ok=True)
+        with files.locked():
+            digests = files.digests()
+            known = set(digests)
+            todo = [sha256 for sha256 in dict.fromkeys(sha256s) if bytes.fromhex(sha256) not in known]
+            size = max(1, CHUNK_BYTES // files.image_bytes)
+            for start in range(0, len(todo), size):
+                chunk = todo[start : start + size]
+                made = make(chunk)
+                assert all(image.shape == (px, px, 3) and image.dtype == np.uint8 for image in made)
+                files.append(digests, list(made))
+                digests += [bytes.fromhex(sha256) for sha256 in chunk]
+                files.publish(digests)
+        return cls(cache_dir, px)
+
     def missing(self, sha256s: Iterable[str]) -> list[str]:
         """Those of `sha256s` that are not in the array, each once, in order: what `build` must be given."""
         return [sha256 for sha256 in dict.fromkeys(sha256s) if sha256 not in self._position]
@@ -98,6 +126,33 @@ class ImageArray:
     def __reduce__(self) -> tuple:
         """Sent to another process as a path: it maps the same file instead of copying gigabytes."""
         return ImageArray, (str(self._files.directory), self.px)
+
+
+class Joined:
+    """Several arrays of one side as one: positions of the second follow those of the first. Copies nothing."""
+
+    def __init__(self, *parts: ImageArray) -> None:
+        assert len({part.px for part in parts}) == 1, [part.px for part in parts]
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def positions(self, sha256s: Sequence[str]) -> np.ndarray:
+        """Where these images lie in the first array."""
+        return self._parts[0].positions(sha256s)
+
+    def __getitem__(self, positions: Any) -> np.ndarray:
+        """Pixels uint8 (n, px, px, 3) at `positions` (n,)."""
+        positions = np.asarray(positions)
+        px = self._parts[0].px
+        pixels = np.empty((len(positions), px, px, 3), np.uint8)
+        for part, start, stop in zip(self._parts, self._starts[:-1], self._starts[1:], strict=True):
+            inside = (positions >= start) & (positions < stop)
+            if inside.any():
+                pixels[inside] = part[positions[inside] - start]
+        return pixels
 
 
 class _Files:

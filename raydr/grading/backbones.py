@@ -35,6 +35,11 @@ TORCHVISION = {
 }
 
 
+def is_known(backbone: str) -> bool:
+    """Whether `build` knows a backbone of this name; no weight is touched."""
+    return backbone in TORCHVISION or bool(timm.is_model(backbone))
+
+
 class CosineLinear(nn.Linear):
     """scale x cosine between features and class weights: the head that LDAM's margins are defined on."""
 

@@ -4,7 +4,6 @@ OUT/standin.json: {"seconds": a shard, "raise": [sample ids], "crash": [...], "h
 a row that has crashed or hung its process before.
 """
 
-import json
 import os
 import time
 
@@ -37,9 +36,8 @@ class Standin:
     threshold = 0.0
 
     def __init__(self, url, recipe, ensemble_id, gpu, num_threads):
-        file = Run(url).local / "standin.json"
-        self._plan = json.loads(file.read_text()) if file.exists() else {}
-        self._folder = Run(url).local
+        self._run = Run(url)
+        self._plan = self._run.read_json("standin.json") if self._run.exists("standin.json") else {}
 
     def rows(self, lease, indices, beat):
         names = [sample_id(lease["generator_id"], lease["grade"], index) for index in indices]
@@ -70,7 +68,5 @@ class Standin:
     def _first_time(self, what, name):
         if name not in self._plan.get(what, ()):
             return False
-        mark = self._folder / f"{what}-{name.replace('/', '-')}"
-        first = not mark.exists()
-        mark.touch()
+        first = self._run.create(f"{what}-{name.replace('/', '-')}", b"")
         return first or not self._plan.get("once")

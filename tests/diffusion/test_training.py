@@ -134,8 +134,8 @@ def test_ranks_learn_what_one_does(shared, world_size, options):
         assert run.step == config.steps, "a rank ended early"
         for name, value in weights(run).items():
             torch.testing.assert_close(value, reference[name], rtol=0, atol=1e-5)
-        torch.testing.assert_close(run.pool, one.pool, rtol=0, atol=1e-4)
-        assert run.pool_grades == one.pool_grades
+        torch.testing.assert_close(run.pool.latents, one.pool.latents, rtol=0, atol=1e-4)
+        assert run.pool.grades == one.pool.grades
         for event, other in zip(events, expected, strict=True):
             assert event.keys() == other.keys()
             for key in event.keys() & {"loss", "instance", "prior", "ecc", "grad_norm", "ecc_pool"}:
@@ -204,8 +204,8 @@ def test_candidates_that_agree_make_the_pool(base):
     (event,) = (event for event in events if event["event"] == "ecc")
     # Of each call's 4 candidates the 3 best are looked at and 2 reach .7; call 0 is grade 1, call 1 grade 3.
     assert (event["ecc_pool"], event["ecc_candidates"], event["ecc_acceptance"]) == (4, 8, 0.5)
-    assert run.pool_grades == [1, 1, 3, 3]
-    assert run.pool.shape == (4, 6, PX // 2, PX // 2)
+    assert run.pool.grades == [1, 1, 3, 3]
+    assert run.pool.latents.shape == (4, 6, PX // 2, PX // 2)
     assert events[-1]["ecc"] > 0
     _, prompts, _, _ = run._batch(list(range(12)), True)
     assert set(prompts[24:]) == {instance_prompt("DDR", 1), instance_prompt("DDR", 3)}
@@ -214,11 +214,11 @@ def test_candidates_that_agree_make_the_pool(base):
 def test_pool_latents_are_of_the_best_candidates(base):
     run, _ = trainer(base, kind="ecc", config=dataclasses.replace(CONFIG, ecc_calls=1))
     run.run(2)
-    images = run._candidates(1, 0)
+    images = run.own_candidates(1, 2, [0])
     best = np.argsort(-MEANS)[:2]
     expected = base.encode(torch.from_numpy(images[best]).permute(0, 3, 1, 2).float() / 127.5 - 1)
     run.run(3)
-    torch.testing.assert_close(run.pool, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(run.pool.latents, expected, rtol=0, atol=1e-4)
 
 
 def test_ecc_is_off_while_no_candidate_passes(shared):
@@ -340,7 +340,7 @@ def test_bf16_keeps_an_fp32_adapter(shared):
     for part in (base.unet, base.vae, base.text_encoder):
         part.to(torch.bfloat16)
     run, events = finished(base, config=dataclasses.replace(CONFIG, precision="bf16"), kind="ecc")
-    assert {p.dtype for p in run.parameters} == {torch.float32}
+    assert {p.dtype for p in run.weights.parameters} == {torch.float32}
     _, exact = finished(copy.deepcopy(shared), kind="ecc")
     assert events[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
     assert np.isfinite(events[-1]["loss"])
@@ -350,7 +350,7 @@ def test_the_saved_adapter_samples_what_the_trainer_does(base, tmp_path):
     """What the ensemble judged during training is what the stored generator makes."""
     run, _ = finished(base, kind="ecc")
     image = run.sample(1, [5], 3, 2.0, 2)
-    lora.save(base.unet, CONFIG, tmp_path)
+    run.weights.save(tmp_path)
     run.close()
     lora.Fused(base.unet).switch(tmp_path)
     fused = type(run).sample(run, 1, [5], 3, 2.0, 2)
