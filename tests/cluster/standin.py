@@ -1,7 +1,7 @@
 """A maker of images that takes milliseconds, and whose rows raise, crash or hang where a test wants it.
 
-OUT/standin.json: {"seconds": a shard, "raise": [sample ids], "crash": [...], "hang": [...], "once": bool}; "once" spares
-a row that has crashed or hung its process before.
+OUT/standin.json: {"load": seconds to get ready, "seconds": a shard, "raise": [sample ids], "crash": [...],
+"hang": [...], "once": bool}; "once" spares a row that has crashed or hung its process before.
 """
 
 import os
@@ -38,6 +38,7 @@ class Standin:
     def __init__(self, url, recipe, ensemble_id, gpu, num_threads):
         self._run = Run(url)
         self._plan = self._run.read_json("standin.json") if self._run.exists("standin.json") else {}
+        time.sleep(self._plan.get("load", 0.0))
 
     def rows(self, lease, indices, beat):
         names = [sample_id(lease["generator_id"], lease["grade"], index) for index in indices]
