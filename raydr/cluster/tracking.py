@@ -19,6 +19,7 @@ from raydr.storage import Run
 
 # Columns of the search space, which are what TensorBoard, MLflow and Ray's dashboard show of a trial.
 HPARAMS = ("arm", "purpose", "band_low", "band_high", "ratio", "seed")
+SCALARS = (bool, int, float, str)
 MLFLOW = "MLFLOW_TRACKING_URI"
 
 
@@ -55,9 +56,11 @@ class HParams(Callback):
         named = {name: float(value) for name, value in result.items() if name.startswith("validation_")}
         metrics = {name: value for name, value in named.items() if math.isfinite(value)}
         if metrics:
-            config = {name: trial.config[name] for name in HPARAMS}
-            data = event_file(config, metrics)
-            self._run.replace(f"logs/tensorboard/sweep/{trial.config['trial_id']}/events.out.tfevents.raydr", data)
+            # A searcher draws the id last, inside the trial, and columns of its own.
+            trial_id = trial.config.get("trial_id") or result["job"]
+            config = {k: v for k, v in trial.config.items() if isinstance(v, SCALARS) and k != "trial_id"}
+            key = f"logs/tensorboard/sweep/{trial_id}/events.out.tfevents.raydr"
+            self._run.replace(key, event_file(config, metrics))
 
 
 def event_file(config: dict[str, Any], metrics: dict[str, float]) -> bytes:
