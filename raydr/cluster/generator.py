@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from raydr import lineage, schema, shards
-from raydr.cluster import ensemble, finetune, session, telemetry
+from raydr.cluster import ensemble, finetune, session, staging, telemetry
 from raydr.cluster.quota import SHORT_ID
 from raydr.cluster.sink import NOTHING, RAW
 from raydr.config import Recipe
@@ -152,7 +152,8 @@ class Diffusion:
         )
         config = recipe.synthesize.sampler
         precision = config.precision if self._device == "cuda" else "fp32"
-        self._base = load_base(recipe.finetune.base, precision, recipe.finetune.revision, self._device)
+        source = staging.local(recipe.finetune.base, recipe.finetune.revision, self._run)
+        self._base = load_base(source, precision, recipe.finetune.revision, self._device)
         for part in (self._base.unet, self._base.vae):
             part.to(memory_format=torch.channels_last)
         self._fused = Fused(self._base.unet)

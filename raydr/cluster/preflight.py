@@ -15,7 +15,7 @@ import ray
 import yaml
 
 from raydr import terminal
-from raydr.cluster import placement, trial
+from raydr.cluster import placement, staging, trial
 from raydr.cluster.packing import WORKER_BYTES, Kind, Node, Pool, infeasible, needs
 from raydr.config import Recipe
 from raydr.errors import UserError
@@ -102,7 +102,10 @@ def node_kinds(listed: Sequence[Mapping[str, Any]]) -> list[Kind] | None:
 
 
 def check(recipe: Recipe, target: Run, shape: Shape, stages: Sequence[str]) -> None:
-    """UserError for the first stage that can never start here; a note for each that waits for new nodes."""
+    """UserError for the first stage that can never start here; a note for each that waits for new nodes.
+
+    Then the base is staged for all nodes, and one batch is tried on each type of GPU that is there.
+    """
     listed = ray.nodes()
     nodes, kinds = read_nodes(listed), node_kinds(listed)
     for stage in stages:
@@ -122,5 +125,8 @@ def check(recipe: Recipe, target: Run, shape: Shape, stages: Sequence[str]) -> N
             f"generators will run on {' and '.join(devices)}: pixels are bit-equal on one type only, "
             f"--accelerator {devices[0]} keeps them on one"
         )
+    if {"finetune", "synthesize"} & set(stages):
+        coming = len(nodes) if kinds == [] else max(2, len(nodes))
+        staging.prepare(recipe.finetune.base, recipe.finetune.revision, target, coming)
     if any(node.gpus for node in nodes):
         trial.check(recipe, target, shape, stages, [shape.accelerator] if shape.accelerator else devices or [""])

@@ -22,6 +22,7 @@ def run(target: Run, sample_id: str, to: str) -> str:
     """
     import json
 
+    from raydr.cluster import staging
     from raydr.cluster.session import node_cache
     from raydr.config import Sampler
     from raydr.diffusion.lora import Fused
@@ -52,7 +53,8 @@ def run(target: Run, sample_id: str, to: str) -> str:
         precision=recipe.synthesize.sampler.precision,
     )
     # As the generator actors do on a CPU: fp32 weights, lower precision by autocast.
-    base = load_base(record["base"], "fp32", recipe.finetune.revision)
+    source = staging.local(record["base"], recipe.finetune.revision, target)
+    base = load_base(source, "fp32", recipe.finetune.revision)
     Fused(base.unet).switch(folder)
     latents = sample_latents(base, PromptCache(base), row["prompt"], [row["seed"]], sampler, record["px"])
     pixels = to_pixels(base, latents, sampler.batch)[0].numpy()

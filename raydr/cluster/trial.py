@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import ray
 
 from raydr import lineage, terminal
-from raydr.cluster import placement
+from raydr.cluster import placement, staging
 from raydr.config import Recipe, Sampler
 from raydr.errors import UserError
 from raydr.grades import GRADES
@@ -82,20 +82,21 @@ def attempt(work: Callable[[str], None], memory: Memory) -> Outcome:
     return Outcome(memory.name, peak, limit, peak <= limit)
 
 
-def generate(recipe: Recipe, device: str) -> None:
+def generate(recipe: Recipe, target: Run, device: str) -> None:
     """One compute batch of a generator, in its static shape; two steps take as much memory as thirty."""
     from raydr.diffusion.model import load_base
     from raydr.diffusion.sampler import PromptCache, decode, sample_latents
 
     config: Sampler = dataclasses.replace(recipe.synthesize.sampler, steps=2)
     precision = config.precision if device == "cuda" else "fp32"
-    base = load_base(recipe.finetune.base, precision, recipe.finetune.revision, device)
+    source = staging.local(recipe.finetune.base, recipe.finetune.revision, target)
+    base = load_base(source, precision, recipe.finetune.revision, device)
     seeds = list(range(config.batch))
     latents = sample_latents(base, PromptCache(base), "a fundus photograph", seeds, config, recipe.finetune.px)
     decode(base, latents, config.batch)
 
 
-def finetune(recipe: Recipe, device: str) -> None:
+def finetune(recipe: Recipe, target: Run, device: str) -> None:
     """One step of a generator of every grade, on latents of noise; with the ECC term where ECC is trained."""
     import numpy as np
     import torch
@@ -107,7 +108,8 @@ def finetune(recipe: Recipe, device: str) -> None:
     from raydr.diffusion.training import Trainer
 
     config = dataclasses.replace(recipe.finetune, accumulation=1, validate_every=0)
-    base = load_base(config.base, config.precision, config.revision, device)
+    source = staging.local(config.base, config.revision, target)
+    base = load_base(source, config.precision, config.revision, device)
     side = config.px // base.latent_factor
     shape = (len(GRADES), 2, base.vae.config.latent_channels, side, side)
     latents = LatentCache(torch.randn(shape), torch.ones(shape))
@@ -121,17 +123,17 @@ def finetune(recipe: Recipe, device: str) -> None:
     trainer.close()
 
 
-WORK: dict[str, Callable[[Recipe, str], None]] = {"synthesize": generate, "finetune": finetune}
+WORK: dict[str, Callable[[Recipe, Run, str], None]] = {"synthesize": generate, "finetune": finetune}
 
 
 @ray.remote(max_retries=1, max_calls=1)  # a process of its own: its memory goes with it
-def attempt_on_gpu(recipe: Recipe, stage: str, share: float) -> Outcome | None:
+def attempt_on_gpu(recipe: Recipe, url: str, stage: str, share: float) -> Outcome | None:
     """None where torch sees no GPU."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    return attempt(lambda device: WORK[stage](recipe, device), Cuda(share))
+    return attempt(lambda device: WORK[stage](recipe, Run(url), device), Cuda(share))
 
 
 def refusal(stage: str, outcome: Outcome, recipe: Recipe, share: float) -> str | None:
@@ -164,7 +166,7 @@ def check(recipe: Recipe, target: Run, shape: Shape, stages: Sequence[str], devi
             if target.exists(key):
                 outcome = Outcome(**target.read_json(key))
             else:
-                found = _ask(recipe, stage, share, device)
+                found = _ask(recipe, target, stage, share, device)
                 if found is None:
                     continue
                 outcome = found
@@ -177,8 +179,10 @@ def check(recipe: Recipe, target: Run, shape: Shape, stages: Sequence[str], devi
                 raise UserError(sentence)
 
 
-def _ask(recipe: Recipe, stage: str, share: float, device: str) -> Outcome | None:
+def _ask(recipe: Recipe, target: Run, stage: str, share: float, device: str) -> Outcome | None:
     options: dict[str, Any] = placement.options(share)
     if device:
         options["resources"] = {f"{placement.ACCELERATOR}{device}": 0.001}
-    return ray.get(attempt_on_gpu.options(num_cpus=1, num_gpus=share, **options).remote(recipe, stage, share))
+    return ray.get(
+        attempt_on_gpu.options(num_cpus=1, num_gpus=share, **options).remote(recipe, target.url, stage, share)
+    )

@@ -205,11 +205,11 @@ class Fake:
 
 
 @pytest.mark.parametrize("stage", ["synthesize", "finetune"])
-def test_a_real_batch_runs_and_is_judged_by_the_limit(stage):
+def test_a_real_batch_runs_and_is_judged_by_the_limit(stage, tmp_path):
     recipe, ran = recipes.named("debug"), []
 
     def work(device):
-        trial.WORK[stage](recipe, device)
+        trial.WORK[stage](recipe, Run(str(tmp_path)), device)
         ran.append(device)
 
     fits = trial.attempt(work, Fake(limit=10 << 30, peak=4 << 30))
@@ -243,7 +243,7 @@ def test_a_trial_is_made_once_a_run_and_device(monkeypatch, tmp_path, capsys):
     recipe, run, asked = recipes.named("debug"), Run(str(tmp_path)), []
     answers = {"L4": trial.Outcome("NVIDIA L4", 5 << 30, 20 << 30, True), "T4": None}
 
-    def ask(recipe, stage, share, device):
+    def ask(recipe, target, stage, share, device):
         asked.append((stage, share, device))
         return answers[device]
 
