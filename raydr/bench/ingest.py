@@ -2,6 +2,7 @@
 
 import io
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def photographs(bench: Rig) -> None:
         runs = []
         for folder in folders:
             target = bench.fresh("photographs-pipeline")
-            runs.append(bench.record(lambda target=target, folder=folder: add_folder(target, folder)))
+            runs.append(bench.record(partial(add_folder, target, folder)))
         ends = list(zip(map(float, sizes), runs, strict=True))
         found = measured(runs[-1], [(0.0, 0.0), (float(sizes[-1]), runs[-1].seconds)])
         line, cpu = (fit([(n, getattr(r, name)) for n, r in ends]) for name in ("seconds", "cpu_seconds"))

@@ -41,7 +41,7 @@ def stock_pipeline(recipe: Recipe, target: Run, device: str) -> tuple[Any, str, 
     (generator,) = finetune.planned(recipe, target)
     folder = target.path(f"generators/{generator.generator_id}")
     record, grade = json.loads((folder / "generator.json").read_text()), generator.grades[0]
-    pipe = StableDiffusionPipeline(
+    pipe: Any = StableDiffusionPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
         tokenizer=base.tokenizer,

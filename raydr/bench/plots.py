@@ -1,7 +1,7 @@
 """Scaling curves as standalone SVG, drawn with the report's own elements."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydr.report import palette
@@ -34,7 +34,7 @@ def figures(scaling: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def chart(title: str, lines: dict[str, Sequence[Point]], log: bool = False, log_x: bool = False) -> str:
+def chart(title: str, lines: Mapping[str, Sequence[Point]], log: bool = False, log_x: bool = False) -> str:
     """Lines over common axes from zero (or, with `log`, of powers of two and ten); one colour and end label each."""
     across, up = (math.log if log or log_x else float), (math.log if log else float)
     points = [(across(x), up(y)) for line in lines.values() for x, y in line]
@@ -83,7 +83,7 @@ def chart(title: str, lines: dict[str, Sequence[Point]], log: bool = False, log_
     )
 
 
-def lines_end(lines: dict[str, Sequence[Point]]) -> float:
+def lines_end(lines: Mapping[str, Sequence[Point]]) -> float:
     """Some y of the data: x positions do not depend on it, logarithms only want it positive."""
     return next(iter(lines.values()))[-1][1]
 
