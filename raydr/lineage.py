@@ -102,6 +102,11 @@ def shard_key(generator_id: str, grade: int, number: int) -> str:
     return f"synthetic/{generator_id}/g{grade}-{number:06d}.parquet"
 
 
+def scores_key(ensemble_id: str, key: str) -> str:
+    """Where another ensemble's scores of the shard `key` of `synthetic` lie: one shard for one shard."""
+    return f"scores/{ensemble_id}/{key.removeprefix('synthetic/')}"
+
+
 def sample_id(generator_id: str, grade: int, index: int) -> str:
     return f"{generator_id}/g{grade}/{index}"
 

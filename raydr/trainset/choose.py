@@ -271,20 +271,15 @@ def _rescored(
     """SAMPLE_COLUMNS with another ensemble's score, of shards where it lies in the band; and their keys."""
     prefix = f"scores/{ensemble_id}"
     judged = shards.commits(run, prefix)
-    missing = [key for key in mine if scores_key(ensemble_id, key) not in judged]
+    missing = [key for key in mine if lineage.scores_key(ensemble_id, key) not in judged]
     if missing:
         raise MissingInput(
             f"{prefix} in {run.url} lacks {len(missing)} of {len(mine)} shards of images: run `raydr rescore` first"
         )
-    theirs = {scores_key(ensemble_id, key): judged[scores_key(ensemble_id, key)] for key in mine}
+    theirs = {lineage.scores_key(ensemble_id, key): judged[lineage.scores_key(ensemble_id, key)] for key in mine}
     scores, _ = columns_of(run, theirs, schema.SCORES, ["sample_id", "score"], ("score", low, high))
     others = [name for name in SAMPLE_COLUMNS if name != "score"]
     table, keys = columns_of(run, mine, schema.SYNTHETIC, ["sample_id", *others])
     where = pc.index_in(table["sample_id"], value_set=scores["sample_id"].combine_chunks()).combine_chunks()
     score = pc.fill_null(scores["score"].combine_chunks().take(where), np.nan)
     return table.append_column("score", score).select(SAMPLE_COLUMNS), keys
-
-
-def scores_key(ensemble_id: str, key: str) -> str:
-    """Where the ensemble's scores of the shard `key` of `synthetic` lie: one shard for one shard."""
-    return f"scores/{ensemble_id}/{key.removeprefix('synthetic/')}"
