@@ -44,6 +44,11 @@ def report(options: Any) -> int:
 
         paths = export.write(Run(options.out), Path(options.figures))
         terminal.line("figures", f"{len(paths)} files in {options.figures}")
+    if options.pictures:
+        from raydr.report import showcase
+
+        paths = showcase.write(Run(options.out), Path(options.pictures))
+        terminal.line("pictures", ", ".join(map(str, paths)))
     return 0
 
 
@@ -57,14 +62,14 @@ def watch(options: Any) -> int:
 
 def status(options: Any) -> int:
     from raydr.plan import describe
-    from raydr.report.status import rows
+    from raydr.report import status as synthetic
 
     recipe, target = _stored(options.out)
     terminal.header("status", recipe.name, options.out)
     plan = [[row.stage, row.work, row.done, row.cost] for row in describe(recipe, target)]
     terminal.table("Stages", ["stage", "work", "done", "cost"], plan)
-    columns = ["generator", "grade", "committed", "in band", "acceptance", "s/image", "quarantined"]
-    terminal.table("Synthetic images", columns, rows(target, recipe.num_replicates))
+    terminal.table("Synthetic images", list(synthetic.COLUMNS), synthetic.rows(target, recipe))
+    terminal.table("Nodes that made them", list(synthetic.NODE_COLUMNS), synthetic.node_rows(target, recipe))
     return 0
 
 
@@ -204,6 +209,12 @@ def gc(options: Any) -> int:
     return upkeep.gc(options, *_stored(options.out))
 
 
+def rescore(options: Any) -> int:
+    from raydr import upkeep
+
+    return upkeep.rescore(options, *_stored(options.out))
+
+
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "report": report,
     "audit": audit,
@@ -214,6 +225,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "stop": stop,
     "select": select,
     "gc": gc,
+    "rescore": rescore,
     "regenerate": regenerate,
     "base": base,
     "bench": bench,

@@ -130,13 +130,13 @@ def attempts(labels: list[str]) -> list[Attempt]:
     return found
 
 
-def crashes(tries: list[Attempt], session: str = "") -> int:
-    """How many of a shard's starts ended with their process.
+def crashed(tries: list[Attempt], session: str = "") -> list[Attempt]:
+    """Those of a shard's starts that ended with their process.
 
-    The last start of every session but the present one does not count: it ended with its driver, whatever it did.
+    The last start of every session but `session`, the present one, is none: it ended with its driver, or not at all.
     """
     last = {item.session: item for item in tries}
-    return sum(1 for item in tries if item is not last[item.session] or item.session == session)
+    return [item for item in tries if item is not last[item.session] or item.session == session]
 
 
 class Leases:
@@ -203,7 +203,7 @@ class Leases:
             if any(item.token == token for item in tries):
                 return lease
             self._waive(key, tries)
-            if crashes(tries, self._session) >= self._max_crashes:
+            if len(crashed(tries, self._session)) >= self._max_crashes:
                 self._give_up(target, number, tries)
             elif self.closed:  # whoever made it died after the stop: the next start makes it
                 self._of(target).release(number)
@@ -227,7 +227,7 @@ class Leases:
     def _give_up(self, target: Target, number: int, tries: list[Attempt]) -> None:
         reasons = [self._reasons[item.token] for item in tries if item.token in self._reasons]
         nodes = ", ".join(dict.fromkeys(item.node for item in tries))
-        ended = f"its process ended {crashes(tries, self._session)} times (nodes {nodes})"
+        ended = f"its process ended {len(crashed(tries, self._session))} times (nodes {nodes})"
         detail = "; ".join([ended, *dict.fromkeys(reasons)])
         shards.quarantine(self._run, TABLE, target.key(number), "hung" if reasons else "crashed", detail)
         self._of(target).finished[number] = None

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from raydr import shards, trials
+from raydr import shards, spending, trials
 from raydr.arms import arm_named
 from raydr.config import Recipe
 from raydr.errors import UserError
@@ -19,7 +19,7 @@ class Row:
     stage: str
     work: str
     done: str
-    cost: str  # measured seconds, or "unmeasured"
+    cost: str  # measured seconds and money, what is left to pay at the rate so far, or "unmeasured"
 
 
 def check(recipe: Recipe) -> None:
@@ -61,7 +61,19 @@ def describe(recipe: Recipe, target: Run) -> list[Row]:
     def cost(stage: str) -> str:
         spent = [place.read_json("logs/stages.json").get(stage) for place in parts if place.exists("logs/stages.json")]
         seconds = sum(item["seconds"] for item in spent if item)
-        return f"{seconds:.0f} s" if seconds else "unmeasured"
+        money = spending.Spend(checked=True)
+        for place in parts:
+            part = spending.total(place, stage)
+            if part.seconds:
+                spending.add(money, part)
+        # A stage that was killed has left no time of its own, but what its drivers spent.
+        told = [f"{max(seconds, money.seconds):.0f} s"] if seconds or money.seconds else ["unmeasured"]
+        if money.known is not None:
+            told.append(money.words())
+            left = max(0, images * num - rows_of("synthetic")) if stage == "synthesize" and money.images else 0
+            if left:
+                told.append(f"about {money.known / money.images * left:.2f} {money.currency} more")
+        return ", ".join(told)
 
     finetune, synthesize, sweep = recipe.finetune, recipe.synthesize, recipe.sweep
     groups = 1 if finetune.joint else len(finetune.grades)

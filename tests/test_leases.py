@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from raydr import schema, shards
-from raydr.leases import Attempt, Leases, Progress, Target, attempts, crashes, is_met, next_number, remaining_shards
+from raydr.leases import Attempt, Leases, Progress, Target, attempts, crashed, is_met, next_number, remaining_shards
 from raydr.storage import Run
 
 ONE = Target("plain-g1-a", 1, least=2, accepted=0, most=2)
@@ -108,10 +108,10 @@ def test_crashes_by_hand():
         return attempts(list(labels))
 
     assert attempts(["q.1.n.a", "waived.a", "nonsense", "q.2.n.b"]) == [Attempt("q", 2, "n", "b")]
-    assert crashes(tries("q.1.n.a")) == 0
-    assert crashes(tries("q.1.n.a"), "q") == 1
-    assert crashes(tries("q.1.n.a", "q.1.n.b", "r.1.n.c", "r.1.n.d"), "r") == 3
-    assert crashes(tries("q.1.n.a", "q.1.n.b", "r.1.n.c", "waived.c"), "r") == 1
+    assert crashed(tries("q.1.n.a")) == []
+    assert [item.token for item in crashed(tries("q.1.n.a"), "q")] == ["a"]
+    assert [item.token for item in crashed(tries("q.1.n.a", "q.1.n.b", "r.1.n.c", "r.1.n.d"), "r")] == ["a", "c", "d"]
+    assert [item.token for item in crashed(tries("q.1.n.a", "q.1.n.b", "r.1.n.c", "waived.c"), "r")] == ["a"]
 
 
 def test_it_is_rebuilt_from_storage_at_any_moment(run):
