@@ -75,9 +75,11 @@ def sd15(lora_rank: int = 8) -> dict[str, int]:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(**SD15_UNET).requires_grad_(False)
-        vae: Any = AutoencoderKL(**SD15_VAE).requires_grad_(False)
-        text = CLIPTextModel(CLIPTextConfig(**SD15_TEXT)).requires_grad_(False)
+        unet: Any = UNet2DConditionModel(**SD15_UNET)
+        vae: Any = AutoencoderKL(**SD15_VAE)
+        text: Any = CLIPTextModel(CLIPTextConfig(**SD15_TEXT))
+        for part in (unet, vae, text):
+            part.requires_grad_(False)
         latents, images = torch.randn(1, 4, 64, 64), torch.randn(1, 3, 512, 512)
         words, timestep, ids = torch.randn(1, 77, 768), torch.zeros(1), torch.zeros(1, 77, dtype=torch.long)
         found = {

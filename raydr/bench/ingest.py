@@ -52,8 +52,9 @@ def photographs(bench: Rig) -> None:
     Shards of the first pass vanish in the second, so the pipeline's line goes through whole runs of two sizes.
     """
     sizes, processes = bench.sizes.photographs, bench.cpus
-    with terminal.bar("photographs", sum(sizes), "files drawn"):
-        folders = [workload.write_photographs(bench.folder / f"photographs-{count}", count) for count in sizes]
+    with terminal.bar("photographs", sizes[1], "files drawn"):
+        small = workload.write_photographs(bench.folder / "photographs-small", sizes[0])
+        folders = [small, workload.write_photographs(bench.folder / "photographs-large", sizes[1], known=small)]
 
     def pipeline(number: int) -> Measured:
         runs = []

@@ -5,6 +5,7 @@ the two progress curves. Sizes are for two cores; a stage's unit of work is the 
 """
 
 import io
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ class Sizes:
 
     repeats: int = 3
     phantom_shards: int = 24  # of 64
-    photographs: tuple[int, int] = (64, 384)
+    photographs: tuple[int, int] = (128, 512)
     synthesis_shards: int = 6  # of SHARD images
     finetune_steps: int = 32
     trials: int = 6
@@ -84,16 +85,24 @@ def phantoms(num_shards: int, px: int = 64) -> Recipe:
 
 
 def sources() -> Recipe:
-    """Photographs from a folder, prepared to 256 px in shards of 16."""
-    return Recipe(name="bench", ingest=Ingest(source="folder", px=256, shard_size=16))
+    """Photographs from a folder, prepared to 256 px in shards of 32."""
+    return Recipe(name="bench", ingest=Ingest(source="folder", px=256, shard_size=32))
 
 
-def write_photographs(folder: Path, count: int, first: int = 0) -> Path:
-    """`count` JPEG photographs of different eyes in the folder reader's layout, on the black of a camera's frame."""
-    for index in range(first, first + count):
-        path = folder / "train" / str(index % 5) / f"{index:06d}.jpg"
+def write_photographs(folder: Path, count: int, known: Path | None = None) -> Path:
+    """`count` JPEG photographs of different eyes in the folder reader's layout, on the black of a camera's frame.
+
+    Those that the folder `known` holds are linked from there.
+    """
+    for index in range(count):
+        name = Path("train") / str(index % 5) / f"{index:06d}.jpg"
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        if path.exists():
+            continue
+        if known is not None and (known / name).exists():
+            os.link(known / name, path)
+        else:
             path.write_bytes(jpeg(index, PHOTOGRAPH_PX))
     return folder
 

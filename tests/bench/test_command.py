@@ -1,0 +1,83 @@
+"""`raydr bench` through the real entry point: what it refuses, and a small run of everything (slow)."""
+
+import json
+
+import pytest
+
+from raydr import cli
+
+BARS = {
+    "ingest, phantoms": 0.9,
+    "ingest, photographs": 0.9,
+    "score": 0.95,
+    "synthesize": 0.95,
+    "finetune": 0.97,
+    "finetune, 2 workers": 0.95,
+    "sweep": 0.95,
+}
+# One small pair on a machine that may be busy: only what is broken falls below this.
+GENEROUS = 0.35
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shape", "phone"], "no shape 'phone'"),
+        (["--against", "nowhere.json"], "--against nowhere.json cannot be read"),
+        (["--nothing"], "does not know '--nothing'"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, said, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_stage_once(tmp_path, short_ray_temp, capsys):
+    file = tmp_path / "bench.json"
+    assert cli.main(["bench", "all", "--quick", "--json", str(file)]) == 0
+    record = json.loads(file.read_text())
+    pairs = {pair["name"]: pair for pair in record["pairs"]}
+    assert {name: pair["bar"] for name, pair in pairs.items()} == BARS
+    for name, pair in pairs.items():
+        assert GENEROUS < pair["efficiency"] < 1 / GENEROUS, (name, pair)
+        assert pair["spread"][0] <= pair["efficiency"] <= pair["spread"][1]
+        assert pair["pipeline"] > 0
+        assert pair["bare"] > 0
+    peers = {peer["name"]: peer for peer in record["peers"]}
+    assert peers["full decode + resize"]["speedup"] > 1.3
+    # A third of the solver steps, one pass of the ensemble, no PNG: far from noise.
+    assert peers["published scheme, our steps, images"]["speedup"] > 1.2
+    assert {"framework CPU", "start of Ray", "two bare trainings over one"} <= set(record["values"])
+    text = file.with_suffix(".md").read_text()
+    assert all(f"| {name} |" in text for name in BARS)
+    assert "| ingest, phantoms |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_scaling_in_small(tmp_path, short_ray_temp):
+    file = tmp_path / "scaling.json"
+    assert cli.main(["bench", "scaling", "--quick", "--json", str(file)]) == 0
+    scaling = json.loads(file.read_text())["scaling"]
+    one, two = scaling["actors"]
+    assert (one["actors"], two["actors"]) == (1, 2)
+    assert two["images_per_second"] > 1.3 * one["images_per_second"]
+    small, large = scaling["plan"]
+    # Ten times the plan must not be ten times the driver.
+    assert large["driver_rss_bytes"] < small["driver_rss_bytes"] + 300 * 2**20
+    assert scaling["tree"][-1]["rows"] == 6_400
+    assert (tmp_path / "scaling.actors.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ingest_does_not_grow_with_its_rows(tmp_path, short_ray_temp):
+    file = tmp_path / "memory.json"
+    assert cli.main(["bench", "memory", "--json", str(file)]) == 0
+    memory = json.loads(file.read_text())["scaling"]["memory"]
+    assert memory["rows"] == 20_032
+    for who in ("driver", "worker"):
+        # 1 kB a row would be 20 MB here, and 1 GB over a million rows.
+        assert memory[who]["bytes_a_row"] < 1000, (who, memory[who]["bytes_a_row"])
