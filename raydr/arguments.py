@@ -63,6 +63,11 @@ def parser() -> argparse.ArgumentParser:
             plain.add_argument(
                 "--figures", metavar="DIR", help="also write figures (SVG, PDF, PNG) and tables (CSV, LaTeX)"
             )
+            plain.add_argument(
+                "--pictures",
+                metavar="DIR",
+                help="also write what a README shows: report.png (takes Chromium) and synthetic.png",
+            )
     look = command("audit", "duplicates, leaks, shortcuts and class balance of OUT/real -> report/audit.html; no Ray")
     look.add_argument("-h", "--help", action="help", help="show this and exit")
     look.add_argument("out", metavar="OUT", help="run directory")
@@ -142,6 +147,13 @@ def upkeep_arguments(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     waste.add_argument("--yes", action="store_true", help="delete it (default: only say what and how much)")
     waste.add_argument("--caches", action="store_true", help="also latents and decoded images: made again when needed")
     waste.add_argument("--verbose", action="store_true", help="name each object")
+    judged = command("rescore", "score the images of OUT by another ensemble -> OUT/scores; nothing is generated")
+    judged.add_argument("-h", "--help", action="help", help="show this and exit")
+    judged.add_argument("out", metavar="OUT", help="run directory")
+    judged.add_argument("--ensemble", required=True, metavar="DIR", help="folder of members, or an id in OUT/graders")
+    judged.add_argument("--role", default="score", choices=["score", "audit", "all"], help="members (default: score)")
+    judged.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
+    judged.add_argument("--address", help="address of a Ray cluster (default: the job's own, else this machine)")
 
 
 def source_arguments(ingest: argparse.ArgumentParser) -> None:

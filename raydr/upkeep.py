@@ -95,3 +95,19 @@ def gc(options: Any, recipe: Recipe, target: Run) -> int:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.2f}"
+
+
+def rescore(options: Any, recipe: Recipe, target: Run) -> int:
+    """Let another ensemble judge the images that are there."""
+    from raydr import shapes
+    from raydr.cluster import rescore as stage
+
+    _one_replicate(recipe, target)
+    shape = shapes.with_options(shapes.named(options.shape), options.address, None, None)
+    clock = terminal.Clock()
+    with target.lock("rescore"):
+        result = stage.run(recipe, target, options.ensemble, options.role, shape)
+    told = f"{result['images']} images by {len(result['members'])} members, {result['scored']} of them now"
+    terminal.line("rescore", f"scores/{result['ensemble_id']}: {told}", clock.seconds)
+    terminal.note(f"raydr select {options.out} --ensemble {result['ensemble_id']}   takes these scores")
+    return 0

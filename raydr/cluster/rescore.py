@@ -1,0 +1,137 @@
+"""`synthetic` -> `scores`: another ensemble judges the images that are there (Ray Data). Nothing is generated.
+
+    from raydr.cluster import rescore
+    rescore.run(recipe, "out", "path/to/graders")
+
+One shard of scores for one shard of images, committed exactly once, so the same command again goes on, and after more
+images were made judges only those. `raydr select --ensemble ID` takes these scores.
+"""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import ray
+
+from raydr import shards
+from raydr.cluster import placement, session
+from raydr.config import Recipe
+from raydr.errors import BudgetExhausted, MissingInput, UserError
+from raydr.identity import fingerprint
+from raydr.ledger import stem
+from raydr.shapes import Shape
+from raydr.storage import Run
+
+# Starts of a shard in one session after which it is left out: its images end the process that judges them.
+MAX_STARTS = 3
+
+# -- on the nodes ---------------------------------------------------------------------------------
+
+
+class Rescore:
+    """Actor that judges a shard a call; `prefixes` are the members' folders inside the run."""
+
+    def __init__(self, url: str, ensemble_id: str, prefixes: tuple[str, ...], name: str, gpu: bool, threads: int):
+        import torch
+
+        from raydr.grading import rescoring
+
+        torch.set_num_threads(threads)
+        self._run, self._name, self._ensemble_id = Run(url), name, ensemble_id
+        device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+        judges = rescoring.Judges(ensemble_id, prefixes)
+        self._judges = rescoring.load(self._run, judges, session.node_cache(self._run), device)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        from raydr.grading import rescoring
+
+        item = json.loads(batch["item"][0])
+        try:
+            if self._starts(item["scores"]) > MAX_STARTS:
+                detail = f"the process that judged it ended {MAX_STARTS} times"
+                shards.quarantine(self._run, "scores", item["scores"], "crashed", detail)
+                return {"answer": [json.dumps({"lost": item["key"]})]}
+            record = rescoring.score_shard(self._run, self._judges, self._ensemble_id, item)
+        except UserError as error:  # Ray would wrap it in an error of its own and try again for ever
+            return {"answer": [json.dumps({"refused": str(error)})]}
+        return {"answer": [json.dumps({"rows": record.rows})]}
+
+    def _starts(self, key: str) -> int:
+        """Starts of this shard in this session, the present one included; earlier drivers may just have been killed."""
+        shards.record_start(self._run, key, self._name)
+        return sum(label == self._name for label in shards.starts(self._run, stem(key)).get(key, []))
+
+
+# -- on the driver --------------------------------------------------------------------------------
+
+
+def run(recipe: Recipe, out: str | Run, ensemble: str, role: str = "score", shape: Shape | None = None) -> dict:
+    """Score all committed images by `ensemble`; returns {ensemble_id, members, images, scored}. Resumes.
+
+    `ensemble` is an id of the run's own or a folder of members, `role` score, audit or all. Raises LeakageError where
+    a member has seen the evaluated fold or the test set, BudgetExhausted where shards could not be judged.
+    """
+    from raydr.grading import rescoring
+
+    shape = shape or Shape()
+    target = out if isinstance(out, Run) else Run(out)
+    if not shards.commits(target, "synthetic"):
+        raise MissingInput(f"{target.url} holds no synthetic images: run `raydr synthesize` first, or check --out")
+    cache = session.node_cache(target)
+    judges = rescoring.find(target, ensemble, role, cache)
+    rescoring.refuse_leaks(target, rescoring.metas(target, judges, cache), recipe.fold)
+    items = rescoring.plan(target, judges)
+    prefix = f"scores/{judges.ensemble_id}"
+    done = shards.commits(target, prefix)
+    todo = [item for item in items if shards.pending([item["scores"]], item["fingerprint"], done)]
+    if todo:
+        with session.session(shape):
+            lost = _stream(target, shape, judges.ensemble_id, judges.prefixes, todo)
+        if lost:
+            raise BudgetExhausted(
+                f"{len(lost)} of {len(items)} shards could not be scored, the first is {lost[0]}: "
+                f"{target.url}/quarantine says why; the same command tries them again"
+            )
+    shards.complete(target, prefix, [item["scores"] for item in items])
+    return {
+        "ensemble_id": judges.ensemble_id,
+        "members": [part.rsplit("/", 1)[-1] for part in judges.prefixes],
+        "images": sum(item["rows"] for item in items),
+        "scored": sum(item["rows"] for item in todo),
+    }
+
+
+def _stream(
+    target: Run, shape: Shape, ensemble_id: str, prefixes: tuple[str, ...], todo: list[dict[str, Any]]
+) -> list[str]:
+    """Judge the shards side by side; the keys of those that ended their process too often."""
+    gpu = shape.generator_gpus > 0
+    size = min(shape.generators, len(todo))
+    source = ray.data.from_items([{"item": json.dumps(item)} for item in todo], override_num_blocks=len(todo))
+    answers = source.map_batches(
+        Rescore,
+        fn_constructor_kwargs={
+            "url": target.url,
+            "ensemble_id": ensemble_id,
+            "prefixes": prefixes,
+            "name": f"rescore-{fingerprint(target.url, time.time())}",
+            "gpu": gpu,
+            "threads": 4 if gpu else max(1, session.cpus() // size),
+        },
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+        num_cpus=shape.generator_cpus,
+        num_gpus=shape.generator_gpus or None,
+        **placement.options(shape.generator_gpus),
+    )
+    judged, lost = 0, []
+    with session.metered("rescore", sum(item["rows"] for item in todo), "images") as meter:
+        for row in answers.iter_rows():
+            answer = json.loads(row["answer"])
+            if "refused" in answer:
+                raise UserError(answer["refused"])
+            lost += [answer["lost"]] if "lost" in answer else []
+            judged += answer.get("rows", 0)
+            session.report_to(meter, done=judged)
+    return lost
