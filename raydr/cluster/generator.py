@@ -156,7 +156,7 @@ class Diffusion:
         self._base = load_base(source, precision, recipe.finetune.revision, self._device)
         for part in (self._base.unet, self._base.vae):
             part.to(memory_format=torch.channels_last)
-        self._fused = Fused(self._base.unet)
+        self._fused = Fused(self._base.unet, self._base.text_encoder)
         self._prompts = PromptCache(self._base)
         self._judges = ensemble.load(recipe, self._run, ensemble_id, "score", self._device)
         self._records: dict[str, dict[str, Any]] = {}
@@ -172,7 +172,8 @@ class Diffusion:
             folder = self._run.folder(f"generators/{generator_id}", session.node_cache(self._run))
             self._records[generator_id] = json.loads((folder / "generator.json").read_text()) | {"folder": folder}
         record = self._records[generator_id]
-        self._fused.switch(record["folder"])
+        if self._fused.switch(record["folder"]):  # an adapted text encoder: the embeddings are another's
+            self._prompts.clear()
         seeds = [lineage.sample_seed(self._recipe, record["seed"], grade, index) for index in indices]
         prompt, size = record["prompts"][str(grade)], config.sampler.batch
         images = []

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import ray
 
 from raydr import prompts, schema, selection, shards
-from raydr.cluster import ensemble, placement, session
+from raydr.cluster import ensemble, placement, session, staging
 from raydr.config import Recipe
 from raydr.errors import DamagedData, MissingInput
 from raydr.identity import fingerprint, sha256
@@ -48,7 +48,8 @@ class Encode:
         config = recipe.finetune
         device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
         self._run, self._px = Run(url), config.px
-        self._base = load_base(config.base, config.precision, config.revision, device, with_unet=False)
+        source = staging.local(config.base, config.revision, self._run)
+        self._base = load_base(source, config.precision, config.revision, device, with_unet=False)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         plan = json.loads(str(batch["plan"][0]))
@@ -92,14 +93,14 @@ class Encode:
         ), schema.EMBEDDINGS
 
 
-def load(target: Run, recipe: Recipe, digests: list[str], is_first: bool, wait: Any) -> Any:
+def load(target: Run, name: str, digests: list[str], is_first: bool, wait: Any) -> Any:
     """The `LatentCache` of these photographs, in their order; on each node read once into a file that ranks map.
 
-    `is_first` is true for one rank a node, which makes the file; `wait()` returns when every rank has called it.
+    `name` is their `identity`. `is_first` is true for one rank a node, which makes the file; `wait()` returns when
+    every rank has called it.
     """
     from raydr.diffusion.latents import LatentCache
 
-    name = identity(recipe)
     path = session.node_cache(target) / "latents" / f"{fingerprint(name, digests)}.safetensors"
     if is_first and not path.exists():
         _gather(target, name, digests).save(path)
@@ -129,11 +130,11 @@ def _gather(target: Run, name: str, digests: list[str]) -> Any:
     return LatentCache(torch.from_numpy(means), torch.from_numpy(stds))
 
 
-def embeddings(target: Run, recipe: Recipe) -> dict[str, Any]:
-    """{prompt: (tokens, width) float32} of every prompt that training and sampling use."""
+def embeddings(recipe: Recipe, target: Run, base: str) -> dict[str, Any]:
+    """{prompt: (tokens, width) float32} of every prompt that training and sampling use; `base` is its fingerprint."""
     import torch
 
-    table = shards.read(target, f"embeddings/{words_identity(recipe)}", schema.EMBEDDINGS)
+    table = shards.read(target, f"embeddings/{words_identity(recipe, base)}", schema.EMBEDDINGS)
     return {
         row["prompt"]: torch.from_numpy(
             np.frombuffer(row["values"], np.float32).reshape(row["tokens"], row["width"]).copy()
@@ -145,26 +146,28 @@ def embeddings(target: Run, recipe: Recipe) -> dict[str, Any]:
 # -- on the driver --------------------------------------------------------------------------------
 
 
-def identity(recipe: Recipe) -> str:
-    """What the numbers depend on beside the photograph: base, side and precision."""
+def base_of(recipe: Recipe) -> str:
+    """Fingerprint of the base; a node that has a staged copy alone could not compute it."""
     from raydr.diffusion.model import base_fingerprint
 
-    config = recipe.finetune
-    return fingerprint("latents", base_fingerprint(config.base, config.revision), config.px, config.precision)[:12]
+    return base_fingerprint(recipe.finetune.base, recipe.finetune.revision)
 
 
-def words_identity(recipe: Recipe) -> str:
-    from raydr.diffusion.model import base_fingerprint
+def identity(recipe: Recipe, base: str) -> str:
+    """What the numbers depend on beside the photograph: base (its fingerprint), side and precision."""
+    return fingerprint("latents", base, recipe.finetune.px, recipe.finetune.precision)[:12]
 
-    config = recipe.finetune
-    return fingerprint("words", base_fingerprint(config.base, config.revision), config.precision)[:12]
+
+def words_identity(recipe: Recipe, base: str) -> str:
+    return fingerprint("words", base, recipe.finetune.precision)[:12]
 
 
 def plans(recipe: Recipe, target: Run) -> list[dict[str, Any]]:
-    """One plan a shard of `real` that fine-tuning reads, and one for all prompts that are not embedded yet."""
+    """One plan a shard of `real` that fine-tuning reads, and one for all prompts."""
+    base = base_of(recipe)
     real = shards.read(target, "real", schema.REAL, ensemble.COLUMNS)
     wanted = np.isin(np.asarray(real["split"].to_pylist(), dtype=object), SPLITS)
-    name, found, start = identity(recipe), [], 0
+    name, found, start = identity(recipe, base), [], 0
     for key, record in shards.commits(target, "real").items():  # `read` gives rows in this order
         rows = np.flatnonzero(wanted[start : start + record.rows])
         start += record.rows
@@ -173,7 +176,7 @@ def plans(recipe: Recipe, target: Run) -> list[dict[str, Any]]:
             where = f"latents/{name}/{stem}-{record.sha256[:12]}.parquet"
             found.append({"key": where, "real": key, "sha256": record.sha256, "rows": rows.tolist()})
     datasets = sorted({str(name) for name in real["dataset"].filter(pa.array(wanted)).to_pylist()})
-    words, folder = prompts.every_prompt(datasets), f"embeddings/{words_identity(recipe)}"
+    words, folder = prompts.every_prompt(datasets), f"embeddings/{words_identity(recipe, base)}"
     found.append({"key": f"{folder}/{fingerprint(words)[:12]}.parquet", "prompts": words})
     return found
 
@@ -224,22 +227,22 @@ def run_here(recipe: Recipe, target: Run, num_threads: int) -> None:
         worker({"plan": np.array([json.dumps(plan)])})
 
 
-def parts(recipe: Recipe, target: Run, ranks: Any) -> dict[str, Any]:
-    """{train, prior, validation: Photographs} with their latents, for one rank."""
+def parts(recipe: Recipe, target: Run, ranks: Any, base: str) -> dict[str, Any]:
+    """{train, prior, validation: Photographs} with their latents, for one rank; `base` is its fingerprint."""
     from raydr.diffusion.state import Photographs
 
     real = shards.read(target, "real", schema.REAL, ensemble.COLUMNS)
-    found = {}
+    name, found = identity(recipe, base), {}
     for part in ("train", "prior", "validation"):
         rows = prior_rows(real, recipe.fold) if part == "prior" else selection.part_of(real, part, recipe.fold)
+        if not len(rows):  # a recipe without held-out photographs
+            continue
         table = real.take(rows)
-        cache = load(
-            target, recipe, table["sha256"].to_pylist(), ranks.local_rank == 0, lambda: ranks.gather(None)
-        ) if len(rows) else None  # fmt: skip
+        digests = table["sha256"].to_pylist()
+        cache = load(target, name, digests, ranks.local_rank == 0, lambda: ranks.gather(None))
         grades = np.asarray(table["grade"].fill_null(-1)).astype(np.int64)
-        datasets = tuple(table["dataset"].to_pylist())
-        if cache is not None:
-            found[part] = Photographs(tuple(table["image_id"].to_pylist()), grades, datasets, cache)
+        ids, datasets = tuple(table["image_id"].to_pylist()), tuple(table["dataset"].to_pylist())
+        found[part] = Photographs(ids, grades, datasets, cache)
     return found
 
 

@@ -245,7 +245,9 @@ def describe(stage: str, summary: dict[str, Any]) -> str:
         )
     if stage == "finetune":
         names = ", ".join(name.rsplit("-", 1)[0] for name in summary["generators"])
-        return f"{len(summary['generators'])} generators ({names})"
+        cost = summary.get("ecc_cost")
+        told = f", a refresh of ECC took {cost:.1f}x the training between two" if cost else ""
+        return f"{len(summary['generators'])} generators ({names}){told}"
     if stage == "synthesize":
         made = summary["images"]
         inside = sum(row["accepted"] for row in summary["targets"])

@@ -55,7 +55,7 @@ def run(target: Run, sample_id: str, to: str) -> str:
     # As the generator actors do on a CPU: fp32 weights, lower precision by autocast.
     source = staging.local(record["base"], recipe.finetune.revision, target)
     base = load_base(source, "fp32", recipe.finetune.revision)
-    Fused(base.unet).switch(folder)
+    Fused(base.unet, base.text_encoder).switch(folder)
     latents = sample_latents(base, PromptCache(base), row["prompt"], [row["seed"]], sampler, record["px"])
     pixels = to_pixels(base, latents, sampler.batch)[0].numpy()
     Path(to).write_bytes(encode(pixels, "png"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raydr import lineage
-from raydr.cluster import ensemble, latents, session, snapshots, telemetry
+from raydr.cluster import ensemble, latents, session, snapshots, staging, telemetry
 from raydr.cluster.ranks import TorchRanks
 from raydr.config import Recipe
 from raydr.errors import DamagedData, UserError
@@ -46,9 +46,10 @@ def _train(settings: dict[str, Any]) -> None:
     config, ranks = recipe.finetune, TorchRanks()
     torch.set_num_threads(settings["num_threads"])
     device = "cuda" if torch.cuda.is_available() and settings["gpu"] else "cpu"
-    base = load_base(config.base, config.precision, config.revision, device)
-    given: dict[str, Any] = {"roles": latents.parts(recipe, target, ranks), "judge": None, "probe": None}
-    given["embeddings"] = latents.embeddings(target, recipe)
+    source, known = staging.local(config.base, config.revision, target), settings["base_fingerprint"]
+    base = load_base(source, config.precision, config.revision, device)
+    given: dict[str, Any] = {"roles": latents.parts(recipe, target, ranks, known), "judge": None, "probe": None}
+    given["embeddings"] = latents.embeddings(recipe, target, known)
     if any(is_ecc(generator.kind) for generator in wanted):
         given["judge"] = ensemble.load(recipe, target, settings["ensemble_id"], "score", device).probabilities
     if ranks.rank == 0:
