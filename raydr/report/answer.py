@@ -51,7 +51,9 @@ def answer(results: dict[str, Any]) -> dict[str, list[str]]:
                 f"generator) ran, and a claim beyond that needs at least {MIN_REPLICATES}."
             )
         detectable = max(row["minimum_detectable_difference"] for row in primary)
-        if detectable > CLAIM:
+        if detectable == 0:
+            caveats.append("The arms gave the same verdicts in every training: nothing can differ here.")
+        elif detectable > CLAIM:
             caveats.append(
                 f"Not powered for a difference of {points(CLAIM, False)} points: this run would find one of "
                 f"{points(detectable, False)} points or more (80 % power)."
