@@ -156,6 +156,10 @@ class Diffusion:
         self._base = load_base(source, precision, recipe.finetune.revision, self._device)
         for part in (self._base.unet, self._base.vae):
             part.to(memory_format=torch.channels_last)
+        if config.compiled:
+            from raydr.diffusion.compiling import compile_parts
+
+            compile_parts(self._base, session.node_cache(self._run) / "inductor")
         self._fused = Fused(self._base.unet, self._base.text_encoder)
         self._prompts = PromptCache(self._base)
         self._judges = ensemble.load(recipe, self._run, ensemble_id, "score", self._device)

@@ -1,5 +1,6 @@
 """Rebuild one sample from its row and say whether the pixels are the same."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def run(target: Run, sample_id: str, to: str) -> str:
 
     from raydr.cluster import staging
     from raydr.cluster.session import node_cache
-    from raydr.config import Sampler
+    from raydr.diffusion.compiling import compile_parts
     from raydr.diffusion.lora import Fused
     from raydr.diffusion.model import load_base
     from raydr.diffusion.sampler import PromptCache, sample_latents
@@ -45,16 +46,19 @@ def run(target: Run, sample_id: str, to: str) -> str:
     folder = target.folder(f"generators/{generator_id}", node_cache(target))
     record = json.loads((folder / "generator.json").read_text())
     drawn = row["sampler"]
-    sampler = Sampler(
+    # What a row does not hold (precision, interval, compiling) cannot change in a run.
+    sampler = dataclasses.replace(
+        recipe.synthesize.sampler,
         name=drawn["name"],
         steps=drawn["steps"],
         guidance=drawn["guidance"],
         batch=drawn["batch"],
-        precision=recipe.synthesize.sampler.precision,
     )
     # As the generator actors do on a CPU: fp32 weights, lower precision by autocast.
     source = staging.local(record["base"], recipe.finetune.revision, target)
     base = load_base(source, "fp32", recipe.finetune.revision)
+    if sampler.compiled:
+        compile_parts(base, node_cache(target) / "inductor")
     Fused(base.unet, base.text_encoder).switch(folder)
     latents = sample_latents(base, PromptCache(base), row["prompt"], [row["seed"]], sampler, record["px"])
     pixels = to_pixels(base, latents, sampler.batch)[0].numpy()

@@ -1,9 +1,13 @@
+import copy
+import dataclasses
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
 from diffusion.small import PX
 from raydr.config import Sampler
+from raydr.diffusion.compiling import compile_parts
 from raydr.diffusion.model import to_uint8
 from raydr.diffusion.sampler import PromptCache, decode, make_scheduler, noise_for, sample_latents
 
@@ -104,3 +108,68 @@ def test_prompts_are_embedded_once(base, monkeypatch):
     assert batch.shape == (3, 32, 64)
     assert torch.equal(batch[0], batch[2])
     assert not torch.equal(batch[0], batch[1])
+
+
+def test_steps_are_told_as_they_are_done(base):
+    told = []
+    sample_latents(base, PromptCache(base), PROMPT, (1,), Sampler(steps=4, batch=1), PX, on_step=lambda: told.append(1))
+    assert len(told) == 4
+
+
+def sigmas(base, sampler):
+    scheduler = make_scheduler(base, sampler)
+    scheduler.set_timesteps(sampler.steps)
+    kept = scheduler.alphas_cumprod[scheduler.timesteps]
+    return ((1 - kept) / kept).sqrt().tolist()
+
+
+@pytest.mark.parametrize("name", ["dpm++", "ddim", "base"])
+def test_guidance_acts_inside_its_interval_only(base, name, monkeypatch):
+    """Half the batch goes through the UNet outside (low, high], and the picture lies between guided and not."""
+    whole = Sampler(name=name, steps=6, guidance=7.5, batch=2)
+    levels = sigmas(base, whole)
+    low, high = sorted(levels)[1], sorted(levels)[-2]
+    some = dataclasses.replace(whole, guidance_interval=(low, high))
+    sizes, forward = [], type(base.unet).forward
+
+    def counting(self, inputs, *args, **options):
+        sizes.append(len(inputs))
+        return forward(self, inputs, *args, **options)
+
+    monkeypatch.setattr(type(base.unet), "forward", counting)
+    part = images(base, (1, 2), some)
+    assert sizes == [4 if low < level <= high else 2 for level in levels]
+    assert set(sizes) == {2, 4}
+    guided, plain = images(base, (1, 2), whole), images(base, (1, 2), dataclasses.replace(whole, guidance=1.0))
+    assert not torch.equal(part, guided)
+    assert not torch.equal(part, plain)
+    none = images(base, (1, 2), dataclasses.replace(whole, guidance_interval=(500.0, 1000.0)))
+    assert (none.int() - plain.int()).abs().max() == 0
+    default = dataclasses.replace(whole, guidance_interval=(0.0, 1000.0))
+    assert torch.equal(images(base, (1, 2), default), guided)
+
+
+def test_an_interval_leaves_neighbours_alone(base):
+    low, *_, high = sorted(sigmas(base, Sampler(steps=4)))
+    sampler = Sampler(steps=4, guidance=3.0, batch=2, guidance_interval=(low, high * 0.9))
+    assert torch.equal(images(base, (5, 6), sampler)[1], images(base, (6,), sampler)[0])
+
+
+@pytest.mark.slow
+def test_compiled_parts_make_the_same_picture_and_share_their_cache(base, tmp_path, monkeypatch):
+    """Within 3 of 255 of the eager ones, bit-equal with themselves, also after other weights were fused in place."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    sampler = Sampler(steps=2, guidance=2.0, batch=2, compiled=True)
+    eager = images(base, (1, 2), sampler)
+    fast = copy.deepcopy(base)
+    compile_parts(fast, tmp_path / "ignored: the environment has its own")
+    first = images(fast, (1, 2), sampler)
+    assert (first.int() - eager.int()).abs().max() <= 3
+    assert torch.equal(images(fast, (3, 2), sampler)[1], first[1])
+    assert any(tmp_path.rglob("*.so")) or any(tmp_path.rglob("*.cpp"))
+    with torch.no_grad():
+        for part in (base.unet, fast.unet):
+            part.conv_in.weight.mul_(1.05)
+    changed = images(base, (1, 2), sampler)
+    assert (images(fast, (1, 2), sampler).int() - changed.int()).abs().max() <= 3
+    assert (changed.int() - eager.int()).abs().max() > 3
