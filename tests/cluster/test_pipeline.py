@@ -122,15 +122,32 @@ def test_a_damaged_shard_is_found_dropped_and_made_again_with_the_same_pixels(fi
     assert cli.main(["verify", str(out)]) == 0
 
 
+# What a stage leaves when its first piece of work is done, and so is in the middle.
+FIRST = {
+    "ingest": "_commits/real/*.json",
+    "ensemble": "graders/*/*/_done.json",
+    "finetune": "generators/*/_done.json",
+    "synthesize": "_commits/synthetic/*/*.json",
+    "sweep": "_commits/trials/results/*.json",
+}
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_tables(finished_run, tmp_path):
+@pytest.mark.timeout(900)
+def test_a_run_killed_in_every_stage_goes_on_to_the_same_tables(finished_run, tmp_path):
+    """SIGKILL of the driver and all that it started, as soon as the stage has done its first piece of work."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "raydr", "run", "--recipe", "debug", "--out", str(out)]
-    for seconds in (14, 35, 60):
-        process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"RAYDR_RAY_TEMP": ""})
-        time.sleep(seconds)
+    for stage, pattern in FIRST.items():
+        process = subprocess.Popen(command, start_new_session=True)
+        limit = time.monotonic() + 200
+        while not any(out.glob(pattern)):
+            assert process.poll() is None, f"it ended before {stage}"
+            assert time.monotonic() < limit, f"{stage} did nothing"
+            time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, f"{stage} was over"
+        assert not (out / f"logs/stage-{stage}.json").exists(), f"{stage} was over"
     assert cli.main(["run", "--recipe", "debug", "--out", str(out)]) == 0
     for table, columns, names in (
         ("real", schema.REAL, ["image_id", "sha256"]),
@@ -140,3 +157,4 @@ def test_a_killed_run_goes_on_to_the_same_tables(finished_run, tmp_path):
         ours = shards.read(Run(str(out)), table, columns, names).to_pylist()
         theirs = shards.read(Run(str(finished_run)), table, columns, names).to_pylist()
         assert ours == theirs, table
+    assert shards.verify(Run(str(out))) == []
