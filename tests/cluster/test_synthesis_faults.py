@@ -50,7 +50,7 @@ def start(out, *options, count=32, **environment):
     return subprocess.Popen(
         command(out, *options, count=count), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 (no threads run yet in the child)
+        preexec_fn=die_with_parent,
     )  # fmt: skip
 
 
