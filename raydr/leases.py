@@ -15,6 +15,8 @@ from raydr import lineage, shards
 from raydr.storage import Run
 
 TABLE = "synthetic"
+# How a reason to close begins that is no user's wish to stop.
+BUDGET, BROKEN = "budget", "broken"
 # A session in which so many shards are lost, and more than are made, is not unlucky but broken.
 FEW = 3
 
@@ -233,7 +235,7 @@ class Leases:
         self._of(target).finished[number] = None
         self.lost += 1
         if self.lost >= FEW and self.lost > self.made:
-            self.closed = f"{self.lost} shards were lost and {self.made} made, the last because {detail}"
+            self.close(f"{BROKEN}: {self.lost} shards were lost and {self.made} made, the last because {detail}")
 
     def _choose(self) -> tuple[Target, int] | None:
         # The least advanced target first, so that all grades end together.

@@ -33,6 +33,8 @@ class Shape:
     accelerator: str = ""
     # Nodes that get no work: IP addresses, host names, or starts of Ray's node ids.
     exclude_nodes: tuple[str, ...] = ()
+    # Fewest generator actors: with less than `generators` their pool grows and shrinks in between; 0 = fixed.
+    min_generators: int = 0
     # Price table (TOML) that costs are counted by; empty takes RAYDR_PRICES, else the examples that ship.
     prices: str = ""
 
@@ -45,6 +47,10 @@ class Shape:
             gpus = getattr(self, name)
             # Ray refuses 1.5 GPUs, late and from inside a stage.
             require(gpus >= 0 and (gpus < 1 or gpus == int(gpus)), f"shape.{name} is a share of one GPU or whole GPUs")
+        require(
+            0 <= self.min_generators <= self.generators,
+            f"shape.min_generators must lie in 0..generators {self.generators}, not {self.min_generators}",
+        )
         require(self.num_cpus is None or self.num_cpus >= 1, "shape.num_cpus must be at least 1")
         require(self.max_failures >= 0, "shape.max_failures must be at least 0")
 

@@ -131,6 +131,8 @@ class Budget:
         gpu_seconds, cost = self.before.gpu_seconds + now.gpu_seconds, self.before.cost + now.cost
         if self.gpu_seconds and gpu_seconds >= self.gpu_seconds:
             return f"synthesize.max_gpu_seconds {self.gpu_seconds:g} ({gpu_seconds:.0f} s spent)"
+        if self.cost and now.priced_seconds < 0.999 * now.node_seconds:
+            return f"synthesize.max_cost {self.cost:g} {now.currency} (a node without a price has come: name its price)"
         if self.cost and cost >= self.cost:
             return f"synthesize.max_cost {self.cost:g} {now.currency} ({cost:.2f} spent)"
         return None

@@ -112,4 +112,7 @@ def test_a_budget_counts_earlier_drivers():
     assert Budget(gpu_seconds=10, before=Spend(gpu_seconds=6.9)).ended(now) is None
     assert "max_gpu_seconds 10" in Budget(gpu_seconds=10, before=Spend(gpu_seconds=7)).ended(now)
     assert Budget(cost=1.0, before=Spend(cost=0.4)).ended(now) is None
+    unknown = Spend(cost=0.1, node_seconds=20, priced_seconds=10)
+    assert "a node without a price has come" in Budget(cost=1.0).ended(unknown)
+    assert Budget(gpu_seconds=1.0).ended(unknown) is None
     assert "max_cost 1 USD (1.00 spent)" in Budget(cost=1.0, before=Spend(cost=0.5)).ended(now)

@@ -39,7 +39,7 @@ def pools(recipe: Recipe, shape: Shape, stage: str) -> list[Pool]:
         return [Pool("training ranks", 1, shape.train_gpus, ranks, ranks, WORKER_BYTES, name)]
     if stage == "synthesize":
         # CPU generators take what the sink lives on, so all must fit beside it; on GPUs the first that comes works.
-        least = 1 if shape.generator_gpus else shape.generators
+        least = 1 if shape.generator_gpus else shape.min_generators or shape.generators
         each = shape.generator_cpus, shape.generator_gpus
         return [
             Pool("generators", *each, least, shape.generators, WORKER_BYTES, name),

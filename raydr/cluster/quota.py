@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from raydr import spending, stopping
-from raydr.leases import Leases, Target
+from raydr.leases import BUDGET, Leases, Target
 from raydr.prices import Prices
 from raydr.storage import Run
 
@@ -63,7 +63,7 @@ class Quota:
             self._leases.close(asked)
         ended = self._budget.ended(self._spend)
         if ended:
-            self._leases.close(f"budget: {ended}")
+            self._leases.close(f"{BUDGET}: The budget {ended} ended")
         if now - self._kept > KEEP_SECONDS:
             self._kept = now
             self.keep()

@@ -22,7 +22,7 @@ from raydr.cluster.sink import commit_shard
 from raydr.config import Recipe
 from raydr.errors import BudgetExhausted, MissingInput, Stopped, UserError
 from raydr.identity import fingerprint
-from raydr.leases import TABLE
+from raydr.leases import BROKEN, BUDGET, TABLE
 from raydr.shapes import Shape
 from raydr.storage import Run
 
@@ -94,7 +94,7 @@ def drive(work: Work, shape: Shape) -> dict[str, Any]:
         identity = lineage.synthetic_fingerprint(work.recipe, item.generator_id, work.ensemble_id)
         shards.pending([item.key(number) for number in range(item.least)], identity, done)  # refuses another's shards
     table = prices.load(shape.prices)
-    _require_measurable(work.recipe, table)
+    _require_measurable(work.recipe, shape, table)
     name = f"quota-{fingerprint(target.url, time.time())}"
     budget = spending.Budget(config.max_gpu_seconds, config.max_cost, spending.total(target, "synthesize"))
     quota = Quota.options(name=name, namespace=session.NAMESPACE, **session.here()).remote(  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ def drive(work: Work, shape: Shape) -> dict[str, Any]:
     return verdict(work, state)
 
 
-def _require_measurable(recipe: Recipe, table: prices.Prices) -> None:
+def _require_measurable(recipe: Recipe, shape: Shape, table: prices.Prices) -> None:
     """UserError for a budget that could never end, because what it counts is not there."""
     config, nodes = recipe.synthesize, spending.nodes_of(ray.nodes(), table)
     if config.max_cost and any(node.hourly is None for node in nodes):
@@ -119,8 +119,10 @@ def _require_measurable(recipe: Recipe, table: prices.Prices) -> None:
             "synthesize.max_cost needs the price of every node, and some have none: put them into [nodes] of a price "
             "table (default = 0.25 prices every other node) and name it with --shape.prices FILE"
         )
-    if config.max_gpu_seconds and not any(node.gpus for node in nodes):
-        raise UserError("synthesize.max_gpu_seconds counts GPUs, and no node has one: use max_cost or max_images")
+    if config.max_gpu_seconds and not shape.generator_gpus:
+        raise UserError(
+            f"synthesize.max_gpu_seconds counts GPUs, and the shape {shape.name} uses none: use max_cost or max_images"
+        )
 
 
 def verdict(work: Work, state: dict[str, Any]) -> dict[str, Any]:
@@ -138,10 +140,11 @@ def verdict(work: Work, state: dict[str, Any]) -> dict[str, Any]:
         for row, item in zip(state["targets"], work.wanted, strict=True)
         if not row["met"]
     ]
-    if short and state["closed"] and not state["closed"].startswith(("budget", f"{state['lost']} shards")):
-        raise Stopped(f"Stopped ({state['closed']}) with {made} images committed; {'; '.join(short)}")
+    kind, _, why = (state["closed"] or "").partition(": ")
+    if short and kind in (BUDGET, BROKEN):
+        raise BudgetExhausted(f"{why} before all was made: {'; '.join(short)}")
     if short and state["closed"]:
-        raise BudgetExhausted(f"{state['closed'].capitalize()} before all was made: {'; '.join(short)}")
+        raise Stopped(f"Stopped ({state['closed']}) with {made} images committed; {'; '.join(short)}")
     if state["exhausted"]:
         raise BudgetExhausted(
             f"synthesize.max_images ended before the quota of {config.accepted} accepted images was met: "
@@ -165,6 +168,16 @@ def _is_of(key: str, names: set[str]) -> bool:
     return stem.rpartition("-" if key.endswith(".parquet") else "/")[0] in names
 
 
+def pool(shape: Shape, num_tickets: int) -> ray.data.ActorPoolStrategy:
+    """As many generators as the shape says, or between its two bounds: Ray Data adds and takes away by their load."""
+    most = min(shape.generators, num_tickets)
+    least = min(shape.min_generators or most, most)
+    # One shard in work and one waiting: a third would only be lost with its actor.
+    return ray.data.ActorPoolStrategy(
+        min_size=least, max_size=most, initial_size=least, max_tasks_in_flight_per_actor=2
+    )
+
+
 def _stream(work: Work, shape: Shape, name: str, quota: Any) -> None:
     """One streaming execution: tickets are as many as the budget allows; it ends when the quotas are met."""
     recipe, url = work.recipe, work.target.url
@@ -184,9 +197,7 @@ def _stream(work: Work, shape: Shape, name: str, quota: Any) -> None:
                 "hang_seconds": config.hang_seconds,
             },
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(
-                size=min(shape.generators, num_tickets), max_tasks_in_flight_per_actor=2
-            ),
+            compute=pool(shape, num_tickets),
             num_cpus=shape.generator_cpus,
             num_gpus=shape.generator_gpus or None,
             **placement.options(shape.generator_gpus),
