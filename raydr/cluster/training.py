@@ -6,6 +6,7 @@ rank finds it and returns, since a restart would only repeat it.
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -44,6 +45,8 @@ def _train(settings: dict[str, Any]) -> None:
     recipe, target = settings["recipe"], Run(settings["url"])
     wanted: list[Generator] = settings["generators"]
     config, ranks = recipe.finetune, TorchRanks()
+    here: dict[str, Any] = {f"rank:{ranks.rank}": f"{os.uname().nodename}:{os.getpid()}", "ranks": ranks.world_size}
+    session.report_to(settings["meter"], **here)
     torch.set_num_threads(settings["num_threads"])
     device = "cuda" if torch.cuda.is_available() and settings["gpu"] else "cpu"
     source, known = staging.local(config.base, config.revision, target), settings["base_fingerprint"]

@@ -355,3 +355,28 @@ def test_the_saved_adapter_samples_what_the_trainer_does(base, tmp_path):
     lora.Fused(base.unet).switch(tmp_path)
     fused = type(run).sample(run, 1, [5], 3, 2.0, 2)
     assert np.abs(image.astype(int) - fused).max() <= 1
+
+
+def test_accumulated_passes_are_one_large_batch(shared):
+    """2 pairs x 3 passes and 6 pairs x 1 draw the same photographs and sum the same gradients."""
+    runs = [
+        finished(copy.deepcopy(shared), config=dataclasses.replace(CONFIG, batch_pairs=pairs, accumulation=passes))
+        for pairs, passes in ((2, 3), (6, 1))
+    ]
+    for event, other in zip(runs[0][1], runs[1][1], strict=True):
+        for key in ("loss", "instance", "prior", "grad_norm"):
+            assert event[key] == pytest.approx(other[key], rel=1e-5)
+    for one, other in zip(weights(runs[0][0]).values(), weights(runs[1][0]).values(), strict=True):
+        assert (one - other).abs().max() < 1e-5
+
+
+def test_passes_are_shared_out_before_pairs_are(base, monkeypatch):
+    """Four passes of two pairs on two ranks are two full passes each, not four half-empty ones."""
+    config = dataclasses.replace(CONFIG, batch_pairs=2, accumulation=4)
+    sizes = []
+    run, _ = trainer(base, config=config)
+    run.ranks = type("Half", (), {"rank": 0, "world_size": 2, "sum": lambda self, tensors: None})()
+    predict = run._predict
+    monkeypatch.setattr(run, "_predict", lambda noisy, *rest: sizes.append(len(noisy)) or predict(noisy, *rest))
+    run._optimize()
+    assert sizes == [4, 4]  # instance and prior of two pairs
