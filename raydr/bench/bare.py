@@ -181,12 +181,15 @@ def train_generator(url: str, recipe: Recipe, threads: int, device: str) -> None
     target, config = Run(url), recipe.finetune
     base = load_base(config.base, config.precision, config.revision, device)
     latent_cache.run_here(recipe, target, threads)
-    parts = latent_cache.parts(recipe, target, Alone())
+    known = latent_cache.base_of(recipe)
+    parts = latent_cache.parts(recipe, target, Alone(), known)
+    words = latent_cache.embeddings(recipe, target, known)
     (generator,) = finetune.planned(recipe, target)
     dataset = finetune.dataset_of(recipe, target)
     spec = Spec(generator.generator_id, generator.kind, generator.grades, dataset, generator.seed)
     writer = SummaryWriter(str(target.path("logs/tensorboard/bare")))
-    Trainer(base, config, spec, parts["train"], parts["prior"], parts["validation"], writer=writer).run()
+    roles = [parts[name] for name in ("train", "prior", "validation")]
+    Trainer(base, config, spec, *roles, writer=writer, embeddings=words).run()
     writer.close()
 
 

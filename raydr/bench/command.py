@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raydr import shapes, terminal
-from raydr.bench import finetune, ingest, memory, plots, results, scaling, score, sweep, synthesize
+from raydr.bench import finetune, gpu, ingest, memory, plots, results, scaling, score, sweep, synthesize
 from raydr.bench.rig import Rig, machine
 from raydr.bench.workload import FULL, QUICK
 from raydr.cluster import session
@@ -36,6 +36,8 @@ def run(options: Any) -> int:
     try:
         if options.what == "scaling":
             scaling.run(folder, result, options.quick)  # starts Ray with more logical CPUs than there are
+        elif options.what == "gpu":
+            gpu.run(result)
         elif options.what == "memory":
             with session.session(shapes.SHAPES[options.shape]):
                 memory.run(folder, result, memory.QUICK_SHARDS if options.quick else memory.NUM_SHARDS)

@@ -16,8 +16,8 @@ import psutil
 from raydr.bench.fits import Point, at
 
 EVERY_SECONDS = 0.5
-# Sizes shared between processes are read page by page: 5 ms a process, so seldom.
-MEMORY_EVERY = 4
+# Sizes shared between processes are read page by page, 10 ms of CPU for a process with torch in it: once in 6 s.
+MEMORY_EVERY = 12
 
 
 @dataclass
@@ -76,7 +76,7 @@ def busy_seconds() -> float:
 
 @contextlib.contextmanager
 def recording(memory: bool = True, resident: bool = False, newcomers: bool = False) -> Iterator[Recording]:
-    """Measure a block from a thread of its own; costs about 1 % of a core, of either arm.
+    """Measure a block from a thread of its own, which takes about 1 % of a core and is left out of the CPU-seconds.
 
     `newcomers` leaves out every process that was there before: a bare loop must not be charged with an idle cluster.
     """
@@ -91,17 +91,20 @@ def recording(memory: bool = True, resident: bool = False, newcomers: bool = Fal
     result.cpu.append((result.started, 0.0))
 
     def watch() -> None:
+        nonlocal mine
         number = 0
         while not stop.wait(EVERY_SECONDS):
             now = members()
-            result.cpu.append((time.time(), spent.see(now)))
+            result.cpu.append((time.time(), spent.see(now) - mine))
             if number % MEMORY_EVERY == 0:
                 if memory:
                     result.peak_bytes = max(result.peak_bytes, shared_once(now))
                 if resident:
                     result.resident.append((time.time(), _resident(now)))
             number += 1
+            mine = 0.0 if newcomers else time.thread_time()
 
+    mine = 0.0
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -110,7 +113,7 @@ def recording(memory: bool = True, resident: bool = False, newcomers: bool = Fal
         stop.set()
         thread.join()
         result.seconds = time.perf_counter() - clock
-        result.cpu.append((time.time(), spent.see(members())))
+        result.cpu.append((time.time(), spent.see(members()) - mine))
         if memory:
             result.peak_bytes = max(result.peak_bytes, shared_once(members()))
         result.others = max(0.0, (busy_seconds() - busy - result.cpu_seconds) / result.seconds)

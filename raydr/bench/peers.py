@@ -15,7 +15,7 @@ import numpy as np
 
 from raydr import schema, selection, shards
 from raydr.bench import workload
-from raydr.cluster import ensemble, finetune
+from raydr.cluster import ensemble, finetune, latents
 from raydr.config import Recipe
 from raydr.storage import Run
 
@@ -137,7 +137,7 @@ def accelerate(url: str, recipe: Recipe, threads: int, device: str) -> None:
     array = ensemble.image_array(target, config.px, [("real", schema.REAL)], digests)
     grades = np.asarray(real["grade"].fill_null(-1)).astype(np.int64)
     train = selection.part_of(real, "train", recipe.fold)
-    instances, priors = train[grades[train] == config.grades[0]], finetune.prior_rows(real, recipe.fold)
+    instances, priors = train[grades[train] == config.grades[0]], latents.prior_rows(real, recipe.fold)
     dataset, rng = finetune.dataset_of(recipe, target), np.random.default_rng(0)
 
     def collate(pairs: list[tuple[int, int]]) -> tuple[torch.Tensor, list[str]]:
@@ -156,10 +156,10 @@ def accelerate(url: str, recipe: Recipe, threads: int, device: str) -> None:
     events = []
     for pixels, prompts in loader:
         with torch.no_grad():
-            latents = base.vae.encode(pixels.to(base.vae.dtype)).latent_dist.sample() * base.vae.config.scaling_factor
+            encoded = base.vae.encode(pixels.to(base.vae.dtype)).latent_dist.sample() * base.vae.config.scaling_factor
             words = base.embed(prompts)
-        noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (len(latents),), device=latents.device)
-        noisy = base.scheduler.add_noise(latents, noise, timesteps)
+        noise, timesteps = torch.randn_like(encoded), torch.randint(0, 1000, (len(encoded),), device=encoded.device)
+        noisy = base.scheduler.add_noise(encoded, noise, timesteps)
         predicted = unet(noisy, timesteps, words).sample
         instance, prior = (F.mse_loss(a, b) for a, b in zip(predicted.chunk(2), noise.chunk(2), strict=True))
         accelerator.backward(instance + config.w_prior * prior)

@@ -64,9 +64,9 @@ class Rig:
         return target
 
     def prepare(self) -> Path:
-        """The prepared run, made once a command by the stages themselves."""
+        """The prepared run, made by the stages themselves, which go on where an earlier command on `folder` stopped."""
         if self.prepared is None:
-            target = self.fresh("prepared")
+            target = Run(str(self.folder / "prepared"))
             terminal.note("preparing: photographs, three graders, one generator")
             ingest.run(self.recipe, target)
             ensemble.run(self.recipe, target, self.shape)
