@@ -103,14 +103,15 @@ def parser() -> argparse.ArgumentParser:
         "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR says",
     )
     upkeep_arguments(command)
+    grader_arguments(command)
     bench = command("bench", "measure stages against their bare loops and peers, in interleaved ratios")
     bench.add_argument("-h", "--help", action="help", help="show this and exit")
     bench.add_argument(
         "what",
         nargs="?",
         default="all",
-        choices=["all", "ingest", "score", "synthesize", "finetune", "sweep", "scaling", "memory"],
-        help="default: all, the five stages; scaling and memory are minutes each and run only by name",
+        choices=["all", "ingest", "score", "synthesize", "finetune", "sweep", "scaling", "memory", "gpu"],
+        help="default: all, the five stages; scaling, memory and gpu (SD 1.5 shapes) run only by name",
     )
     bench.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
     bench.add_argument("--json", metavar="FILE", help="write the figures there, and the tables beside it as FILE.md")
@@ -147,6 +148,12 @@ def upkeep_arguments(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     waste.add_argument("--yes", action="store_true", help="delete it (default: only say what and how much)")
     waste.add_argument("--caches", action="store_true", help="also latents and decoded images: made again when needed")
     waste.add_argument("--verbose", action="store_true", help="name each object")
+    realism = command("quality", "KID, precision, recall, coverage and diversity of the images of each grade; no Ray")
+    realism.add_argument("-h", "--help", action="help", help="show this and exit")
+    realism.add_argument("out", metavar="OUT", help="run directory")
+    realism.add_argument(
+        "--inception", metavar="FILE", help="torch-fidelity's weights of InceptionV3 (default: features of the graders)"
+    )
     judged = command("rescore", "score the images of OUT by another ensemble -> OUT/scores; nothing is generated")
     judged.add_argument("-h", "--help", action="help", help="show this and exit")
     judged.add_argument("out", metavar="OUT", help="run directory")
@@ -154,6 +161,48 @@ def upkeep_arguments(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     judged.add_argument("--role", default="score", choices=["score", "audit", "all"], help="members (default: score)")
     judged.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
     judged.add_argument("--address", help="address of a Ray cluster (default: the job's own, else this machine)")
+
+
+def grader_arguments(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Commands of raydr/grader_commands.py."""
+    outside = command("evaluate", "trained graders of OUT on other data sets -> OUT/evaluations, report/external.json")
+    outside.add_argument("-h", "--help", action="help", help="show this and exit")
+    outside.add_argument("out", metavar="OUT", help="run directory")
+    outside.add_argument(
+        "--on", nargs="+", required=True, metavar="DATASET",
+        help="data sets of role external in OUT, or folders and buckets of other runs (their test photographs)",
+    )  # fmt: skip
+    outside.add_argument(
+        "--arm", nargs="+", metavar="ARM", help="arms whose graders are kept, or ensemble (default: all that are kept)"
+    )
+    outside.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
+    outside.add_argument("--address", help="address of a Ray cluster (default: the job's own, else this machine)")
+    copy = command("export", "one trained grader as safetensors with a model card, for use without OUT")
+    copy.add_argument("-h", "--help", action="help", help="show this and exit")
+    copy.add_argument("out", metavar="OUT", help="run directory")
+    copy.add_argument(
+        "grader", metavar="GRADER", help="an arm (its kept grader that is best on validation), a trial id or a member"
+    )
+    copy.add_argument("--to", required=True, metavar="FOLDER", help="new folder")
+    copy.add_argument("--title", help="title of the model card")
+    copy.add_argument("--notes", help="a paragraph of the model card: data, licence, contact")
+
+
+def import_parser() -> argparse.ArgumentParser:
+    """`raydr ensemble import FILE`."""
+    what = "a published LANet checkpoint -> a member's folder for `raydr rescore --ensemble`; no code of the file runs"
+    found = argparse.ArgumentParser("raydr ensemble import", description=what, allow_abbrev=False)
+    found.add_argument("file", metavar="FILE", help="torch file ({'net': ...} or a state dict) or .safetensors")
+    found.add_argument(
+        "--backbone",
+        required=True,
+        choices=["vgg16_bn", "densenet121", "inception_v3", "resnet50"],
+        help="its backbone",
+    )
+    found.add_argument("--to", required=True, metavar="FOLDER", help="folder of members; this one goes into it")
+    found.add_argument("--name", help="name of the member (default: backbone and file name)")
+    found.add_argument("--px", type=int, default=512, help="side of its input, px (default: 512)")
+    return found
 
 
 def source_arguments(ingest: argparse.ArgumentParser) -> None:

@@ -215,6 +215,24 @@ def rescore(options: Any) -> int:
     return upkeep.rescore(options, *_stored(options.out))
 
 
+def quality(options: Any) -> int:
+    from raydr import upkeep
+
+    return upkeep.quality(options, *_stored(options.out))
+
+
+def evaluate(options: Any) -> int:
+    from raydr import grader_commands
+
+    return grader_commands.evaluate(options, *_stored(options.out))
+
+
+def export(options: Any) -> int:
+    from raydr import grader_commands
+
+    return grader_commands.export(options, *_stored(options.out))
+
+
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "report": report,
     "audit": audit,
@@ -225,7 +243,10 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "stop": stop,
     "select": select,
     "gc": gc,
+    "quality": quality,
     "rescore": rescore,
+    "evaluate": evaluate,
+    "export": export,
     "regenerate": regenerate,
     "base": base,
     "bench": bench,

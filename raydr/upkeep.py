@@ -111,3 +111,15 @@ def rescore(options: Any, recipe: Recipe, target: Run) -> int:
     terminal.line("rescore", f"scores/{result['ensemble_id']}: {told}", clock.seconds)
     terminal.note(f"raydr select {options.out} --ensemble {result['ensemble_id']}   takes these scores")
     return 0
+
+
+def quality(options: Any, recipe: Recipe, target: Run) -> int:
+    """Compare images with photographs, per generator and grade."""
+    from raydr.cluster import quality as stage
+    from raydr.record import replicates
+
+    for each, place in replicates(recipe, target):
+        clock = terminal.Clock()
+        stage.show(stage.run(each, place, options.inception))
+        terminal.line("quality", f"{place.url}/{stage.RESULT}; `raydr report {options.out}` shows it", clock.seconds)
+    return 0

@@ -100,12 +100,12 @@ def finish(to: Run, card: dict[str, Any], text: str) -> None:
 def _rows(run: Run, choice: Choice, datasets: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Rows of schema.TRAINING: photographs, then samples, each shard read once and checked."""
     real = choice.real.select(["image_id", "grade", "sha256", "dataset", "patient_id", "shard"])
-    for row, found in _with_images(run, real, "real", "image_id", []):
+    for row, found in with_images(run, real, "real", "image_id", []):
         if sha256(found["image"]) != row["sha256"]:
             raise damaged(run, row["shard"], f"holds another image than its row {row['image_id']} says")
         yield _row(row) | {"synthetic": False, "image": found["image"]}
     more = ["sha256", "ensemble_id"]
-    for row, found in _with_images(run, choice.synthetic, "synthetic", "sample_id", more):
+    for row, found in with_images(run, choice.synthetic, "synthetic", "sample_id", more):
         if sha256(found["image"]) != found["sha256"]:
             raise damaged(run, row["shard"], f"holds another image than its row {row['sample_id']} says")
         ensemble_id = choice.request.ensemble_id or found["ensemble_id"]
@@ -117,7 +117,7 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
     return {name: values.get(name) for name in schema.TRAINING.names}
 
 
-def _with_images(
+def with_images(
     run: Run, table: pa.Table, prefix: str, name: str, columns: list[str]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """(row of `table`, {image and `columns`} of its shard) for each row, in the order of the shards.
