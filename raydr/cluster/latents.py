@@ -23,7 +23,7 @@ import ray
 from raydr import prompts, schema, selection, shards
 from raydr.cluster import ensemble, placement, session, staging
 from raydr.config import Recipe
-from raydr.errors import DamagedData, MissingInput
+from raydr.errors import DamagedData, MissingInput, UserError
 from raydr.identity import fingerprint, sha256
 from raydr.shapes import Shape
 from raydr.storage import Run
@@ -42,20 +42,29 @@ class Encode:
     def __init__(self, url: str, recipe: Recipe, gpu: bool, num_threads: int) -> None:
         import torch
 
-        from raydr.diffusion.model import load_base
-
         torch.set_num_threads(num_threads)
-        config = recipe.finetune
-        device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-        self._run, self._px = Run(url), config.px
-        source = staging.local(config.base, config.revision, self._run)
-        self._base = load_base(source, config.precision, config.revision, device, with_unet=False)
+        self._device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+        self._run, self._config, self._px = Run(url), recipe.finetune, recipe.finetune.px
+        self._base: Any = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        plan = json.loads(str(batch["plan"][0]))
+        """{rows: [photographs encoded], refused: [the sentence for the user, or ""]}"""
+        try:
+            return {"rows": [self.make(json.loads(str(batch["plan"][0])))], "refused": [""]}
+        except UserError as error:
+            return {"rows": [0], "refused": [str(error)]}
+
+    def make(self, plan: dict[str, Any]) -> int:
+        """Commit the shard of `plan`; returns how many photographs it holds."""
+        if self._base is None:
+            from raydr.diffusion.model import load_base
+
+            config = self._config
+            source = staging.local(config.base, config.revision, self._run)
+            self._base = load_base(source, config.precision, config.revision, self._device, with_unet=False)
         table, columns = self._embed(plan) if "prompts" in plan else self._encode(plan)
         shards.commit(self._run, plan["key"], table, columns, plan["key"])
-        return {"rows": [table.num_rows if columns is schema.LATENTS else 0]}
+        return table.num_rows if columns is schema.LATENTS else 0
 
     def _encode(self, plan: dict[str, Any]) -> tuple[pa.Table, pa.Schema]:
         from raydr.diffusion.latents import encode
@@ -212,6 +221,8 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
                 **placement.options(shape.train_gpus),
             )
             for row in stream.iter_rows():
+                if row["refused"]:
+                    raise UserError(row["refused"])
                 finished += row["rows"]
                 session.report_to(meter, done=finished)
     return {"photographs": total, "encoded": left}
@@ -224,7 +235,7 @@ def run_here(recipe: Recipe, target: Run, num_threads: int) -> None:
     worker = Encode(target.url, recipe, False, num_threads) if todo else None
     for plan in todo:
         assert worker is not None
-        worker({"plan": np.array([json.dumps(plan)])})
+        worker.make(plan)
 
 
 def parts(recipe: Recipe, target: Run, ranks: Any, base: str) -> dict[str, Any]:

@@ -77,11 +77,19 @@ def newest(
     return State.from_bytes(target.read(chosen))
 
 
-def report(ranks: TorchRanks, target: Run, name: str, generator_id: str, state: Any, wait: bool) -> None:
+def report(
+    ranks: TorchRanks,
+    target: Run,
+    name: str,
+    generator_id: str,
+    state: Any,
+    wait: bool,
+    on_mistake: Callable[[UserError], None],
+) -> None:
     """Hand `state` to Ray Train, every rank as often as the others; rank 0 uploads it.
 
     The upload goes on while training does, unless `wait` (a node is about to go). It writes whole objects or none:
-    a full disk raises UserError and leaves the snapshot before.
+    a full disk raises UserError, after `on_mistake` has heard of it, and leaves the snapshot before.
     """
     mode = ray.train.CheckpointUploadMode.SYNC if wait else ray.train.CheckpointUploadMode.ASYNC
     metrics = {"generator_id": generator_id, "step": state.step}
@@ -91,7 +99,11 @@ def report(ranks: TorchRanks, target: Run, name: str, generator_id: str, state: 
     data, storage = state.to_bytes(), ray.train.get_context().get_storage()
 
     def upload(local: ray.train.Checkpoint, directory: str) -> ray.train.Checkpoint:
-        target.replace(f"{ROOT}/{name}/{directory}/{FILE}", data)
+        try:
+            target.replace(f"{ROOT}/{name}/{directory}/{FILE}", data)
+        except UserError as error:  # in a thread of Ray's: the rank itself does not see it
+            on_mistake(error)
+            raise
         return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{directory}", storage.storage_filesystem)
 
     # A name of its own: the same step made again after a damaged snapshot must not meet the old one.

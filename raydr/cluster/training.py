@@ -33,8 +33,12 @@ def train_loop(settings: dict[str, Any]) -> None:
     try:
         _train(settings)
     except UserError as error:
-        session.report_to(settings["meter"], wait=True, fatal=error)
+        _leave(settings["meter"], error)
         raise
+
+
+def _leave(meter: str, error: UserError) -> None:
+    session.report_to(meter, wait=True, fatal=error)
 
 
 def _train(settings: dict[str, Any]) -> None:
@@ -118,7 +122,9 @@ def _train_one(
 
     def checkpoint(state: State) -> None:
         state.history = list(history)
-        snapshots.report(ranks, target, name, generator_id, state, wait=urgent.noticed)
+        snapshots.report(
+            ranks, target, name, generator_id, state, wait=urgent.noticed, on_mistake=partial(_leave, meter)
+        )
 
     branch = f"branches/{generator.branch_id}/state.pt"
     state = snapshots.newest(target, name, generator_id, ranks, partial(say, "snapshot"))
@@ -133,8 +139,8 @@ def _train_one(
         history += state.history
     if trainer.step < config.ecc_start < config.steps:
         trainer.run(config.ecc_start, checkpoint, urgent)
-        if generator.kind == PLAIN and ranks.rank == 0:
-            target.create(branch, trainer.state().to_bytes())
+    if generator.kind == PLAIN and ranks.rank == 0 and trainer.step == config.ecc_start < config.steps:
+        target.replace(branch, trainer.state().to_bytes())  # the same on every start; mends a damaged one
     trainer.run(checkpoint=checkpoint, urgent=urgent)
     if ranks.rank == 0:
         _store(recipe, target, trainer, generator, history, settings)
