@@ -162,6 +162,35 @@ def minimum_detectable_difference(standard_error: float, power: float = 0.8, alp
     return float((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) * standard_error)
 
 
+@dataclass(frozen=True)
+class Equivalence:
+    """Mean of paired differences, its interval at 1 - 2 alpha, and the larger p of the two one-sided tests."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    equivalent: bool
+
+
+def tost(differences: Sequence[float], margin: float, alpha: float = 0.05) -> Equivalence:
+    """Are paired `differences` within (-margin, margin)? Two one-sided t-tests (Schuirmann 1987); needs two or more.
+
+    Equivalence is claimed where p < alpha, which is where the interval lies inside the margin.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    assert len(values) >= 2, "one difference has no spread"
+    assert margin > 0, margin
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5
+    if error == 0:
+        p = 0.0 if abs(mean) < margin else 1.0
+        return Equivalence(mean, mean, mean, p, p < alpha)
+    t = stats.t(len(values) - 1)
+    p = float(max(t.sf((mean + margin) / error), t.cdf((mean - margin) / error)))
+    reach = float(t.ppf(1 - alpha)) * error
+    return Equivalence(mean, mean - reach, mean + reach, p, p < alpha)
+
+
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's step-down adjusted p values (1979), in the order given: float64 (n,)."""
     values = np.asarray(p, float)

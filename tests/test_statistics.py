@@ -217,3 +217,31 @@ def test_ten_thousand_draws_of_twenty_arms_take_under_ten_seconds():
     start = time.process_time()
     two_level_bootstrap([replicate], 10_000)
     assert time.process_time() - start < 10
+
+
+def test_tost_is_that_of_statsmodels():
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    values = [0.002, -0.004, 0.001, 0.003, -0.001]
+    found = statistics.tost(values, 0.01)
+    p, _, _ = DescrStatsW(values).ttost_mean(-0.01, 0.01)
+    assert found.p == pytest.approx(p, rel=1e-9)
+    low, high = DescrStatsW(values).tconfint_mean(alpha=0.1)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.equivalent
+
+
+@pytest.mark.parametrize(
+    ("values", "equivalent"),
+    [
+        ([0.02, 0.03, 0.02, 0.03], False),  # different
+        ([0.05, -0.05, 0.04, -0.04], False),  # nobody knows: the interval is wider than the margin
+        ([0.0, 0.0, 0.0], True),
+        ([0.02, 0.02], False),
+        ([-0.009, -0.0092, -0.0091, -0.009, -0.0091], True),
+    ],
+)
+def test_equivalence_is_claimed_only_inside_the_margin(values, equivalent):
+    found = statistics.tost(values, 0.01)
+    assert found.equivalent == equivalent
+    assert found.equivalent == (found.low > -0.01 and found.high < 0.01)
