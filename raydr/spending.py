@@ -7,11 +7,13 @@ A killed driver leaves its last object, so the sum over all of them is what the 
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raydr.errors import DamagedData, MissingInput
+from raydr.identity import fingerprint
 from raydr.prices import Prices
 from raydr.storage import Run
 
@@ -83,6 +85,12 @@ def nodes_of(found: Sequence[Mapping[str, Any]], prices: Prices) -> list[Node]:
 
 def keep(run: Run, stage: str, session: str, spend: Spend) -> None:
     run.replace_json(f"{FOLDER}/{stage}-{session}.json", asdict(spend))
+
+
+def keeper(run: Run, stage: str) -> Callable[[Spend], None]:
+    """`keep` for this driver's turn at a stage."""
+    session = fingerprint(run.url, time.time())
+    return lambda spend: keep(run, stage, session, spend)
 
 
 def load(run: Run, stage: str, session: str) -> Spend | None:

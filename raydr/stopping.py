@@ -8,7 +8,7 @@ import socket
 from datetime import UTC, datetime
 from typing import Any
 
-from raydr.errors import MissingInput
+from raydr.errors import MissingInput, Stopped
 from raydr.storage import Run
 
 STOP = "_stop"
@@ -31,5 +31,13 @@ def asked(run: Run) -> str | None:
     return f"raydr stop on {note.get('host')} at {note.get('asked')}"
 
 
-def clear(run: Run) -> None:
-    run.delete(STOP)
+def obey(run: Run, stage: str) -> None:
+    """Raise Stopped, before `stage` begins, where somebody has asked."""
+    who = asked(run)
+    if who:
+        raise Stopped(f"Stopped ({who}) before {stage}; what is finished is kept")
+
+
+def clear(*runs: Run) -> None:
+    for run in runs:
+        run.delete(STOP)

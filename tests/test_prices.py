@@ -106,6 +106,15 @@ def test_what_drivers_spent_adds_up(tmp_path):
         spending.total(run, "synthesize")
 
 
+def test_each_turn_of_a_stage_has_an_account_of_its_own(tmp_path):
+    run = Run(str(tmp_path))
+    for cost in (1.0, 2.0):
+        keep = spending.keeper(run, "sweep")
+        keep(Spend(node_seconds=1, priced_seconds=1, cost=cost / 2))
+        keep(Spend(node_seconds=1, priced_seconds=1, cost=cost))
+    assert spending.total(run, "sweep").known == 3.0
+
+
 def test_a_budget_counts_earlier_drivers():
     now = Spend(gpu_seconds=3, cost=0.5)
     assert Budget().ended(now) is None

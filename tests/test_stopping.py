@@ -1,6 +1,8 @@
+import pytest
 import s3_server
 
 from raydr import cli, stopping
+from raydr.errors import Stopped
 from raydr.storage import Run
 
 
@@ -20,6 +22,14 @@ def test_ask_see_clear_on_a_disk_and_in_a_bucket(tmp_path):
             stopping.clear(run)
             stopping.clear(run)
             assert stopping.asked(run) is None
+
+
+def test_a_stage_that_has_not_begun_does_not_begin(tmp_path):
+    run = Run(str(tmp_path))
+    stopping.obey(run, "sweep")
+    stopping.ask(run)
+    with pytest.raises(Stopped, match=r"Stopped \(raydr stop on .* before sweep"):
+        stopping.obey(run, "sweep")
 
 
 def test_the_command_reaches_every_replicate(tmp_path, capsys):

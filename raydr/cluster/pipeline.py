@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydr import lineage, stopping, terminal
+from raydr import lineage, prices, spending, stopping, terminal
 from raydr.config import Recipe
 from raydr.errors import DamagedData, IdentityMismatch, MissingInput, Stopped
 from raydr.identity import as_dict, fingerprint
@@ -139,8 +139,7 @@ def run(
     with target.lock(" ".join(stages)):
         open_run(recipe, target)
         parts = replicates(recipe, target)
-        for place in dict.fromkeys([target, *(place for _, place in parts)]):
-            stopping.clear(place)
+        stopping.clear(target, *(place for _, place in parts))
         for part, place in parts:
             if place != target:
                 open_run(part, place)
@@ -159,9 +158,7 @@ def run(
             with session.session(shape):
                 preflight.check(part, place, shape, [stage for stage in stages if not finished(part, place, stage)])
                 for stage in stages:
-                    stop = stopping.asked(target)
-                    if stop:
-                        raise Stopped(f"Stopped ({stop}) before {stage}; what is finished is kept")
+                    stopping.obey(target, stage)
                     summaries[stage] = _stage(part, place, shape, stage)
                     lost += len(summaries[stage]["summary"].get("failed", ()))
         if report:
@@ -198,7 +195,9 @@ def _stage(recipe: Recipe, target: Run, shape: Shape, stage: str) -> dict[str, A
         return record
     begin(target, stage)
     module = importlib.import_module(f"raydr.cluster.{stage}")
-    with telemetry.measured(stage) as usage:
+    # Synthesis has a budget, so its quota actor counts, and knows the images.
+    keep = None if stage == "synthesize" else spending.keeper(target, stage)
+    with telemetry.measured(stage, table=prices.load(shape.prices), keep=keep) as usage:
         summary = module.run(recipe, target) if stage == "ingest" else module.run(recipe, target, shape)
     return _keep_record(recipe, target, stage, summary, usage, complete=not summary.get("failed"))
 

@@ -11,13 +11,14 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from raydr import prices, spending, terminal
+from raydr.errors import UserError
 
 # Bounds in seconds of anything from a photograph's encoding to a trial of a night, three a decade.
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, 30_000.0)
@@ -57,6 +58,8 @@ METRICS = {
     "raydr_trial_seconds": Metric("histogram", "Seconds of a trial", ("arm",), SECONDS),
     "raydr_trial_accuracy": Metric("gauge", "Validation balanced accuracy of an arm's latest trial", ("arm",)),
 }
+# What was spent is written down this often: so much a killed driver forgets.
+KEEP_SECONDS = 15.0
 TERMS = ("instance", "prior", "ecc", "loss", "validation")
 
 
@@ -155,6 +158,7 @@ class Usage:
 
     seconds: float = 0.0
     peak_bytes: int = 0
+    spend: spending.Spend
 
 
 def memory_bytes(process: psutil.Process) -> int:
@@ -176,22 +180,36 @@ def held(total: Mapping[str, float], free: Mapping[str, float]) -> dict[str, flo
 
 
 @contextlib.contextmanager
-def measured(stage: str | None = None, every_seconds: float = 2.0) -> Iterator[Usage]:
-    """Measure a block; with a `stage` also for the dashboards. Costs about 1 % of a core with 20 processes."""
-    usage, clock, stop, process = Usage(), terminal.Clock(), threading.Event(), psutil.Process()
+def measured(
+    stage: str | None = None,
+    every_seconds: float = 2.0,
+    table: prices.Prices | None = None,
+    keep: Callable[[spending.Spend], None] | None = None,
+) -> Iterator[Usage]:
+    """Measure a block; with a `stage` also for the dashboards. Costs about 1 % of a core with 20 processes.
 
-    table = prices.load() if stage else None
+    `keep` is given what the living nodes have cost by `table`, now and then and at the end.
+    """
+    usage, clock, stop, process = Usage(), terminal.Clock(), threading.Event(), psutil.Process()
+    table = table or prices.load()
+    usage.spend = spending.Spend(currency=table.currency, checked=table.checked)
 
     def watch() -> None:
-        last = time.monotonic()
+        last = kept = time.monotonic()
         while True:
             now_bytes = memory_bytes(process)
             usage.peak_bytes = max(usage.peak_bytes, now_bytes)
             now = time.monotonic()
-            if stage and table is not None:
-                _report(stage, table, clock.seconds, now_bytes, now - last)
+            if stage:
+                _report(stage, table, usage.spend, clock.seconds, now_bytes, now - last)
             last = now
-            if stop.wait(every_seconds):
+            ended = stop.wait(every_seconds)
+            if keep is not None and (ended or now - kept > KEEP_SECONDS):
+                kept = now
+                # Where nothing can be written the stage itself says so, and louder.
+                with contextlib.suppress(UserError):
+                    keep(usage.spend)
+            if ended:
                 return
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -204,7 +222,9 @@ def measured(stage: str | None = None, every_seconds: float = 2.0) -> Iterator[U
         usage.seconds = clock.seconds
 
 
-def _report(stage: str, table: prices.Prices, seconds: float, num_bytes: int, passed: float) -> None:
+def _report(
+    stage: str, table: prices.Prices, whole: spending.Spend, seconds: float, num_bytes: int, passed: float
+) -> None:
     """One sample of a running stage, `passed` seconds after the one before."""
     import ray
 
@@ -216,6 +236,7 @@ def _report(stage: str, table: prices.Prices, seconds: float, num_bytes: int, pa
     with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
         for name, units in held(ray.cluster_resources(), ray.available_resources()).items():
             record("raydr_resource_seconds", units * passed, stage=stage, resource=name)
-        spent = spending.Spend()
+        spent = spending.Spend(currency=table.currency, checked=table.checked)
         spent.pass_time(passed, spending.nodes_of(ray.nodes(), table))
+        spending.add(whole, spent)
         record("raydr_cost", spent.cost, stage=stage, currency=table.currency)
