@@ -16,9 +16,9 @@ from typing import Any
 from raydr.errors import UserError
 
 DEFAULT = Path(__file__).parent / "assets" / "prices.toml"
-# Where a node says what it is: our own label wins over the launcher's node type.
+# Where a node says what it is: a label of its own, the launcher's node type, else its pool.
 INSTANCE, MARKET = "raydr.io/instance-type", "ray.io/market-type"
-GROUPS = ("raydr.io/pool", "ray.io/node-group")
+GROUPS = ("ray.io/node-group", "raydr.io/pool")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ def table(tmp_path):
         ({"raydr.io/instance-type": "g6.xlarge", "ray.io/market-type": "spot"}, "", 0.36),
         ({"raydr.io/pool": "generate"}, "desk", 0.36),
         ({"ray.io/node-group": "head"}, "", 0.80),
+        # generate_8cpu is of the pool generate, and another instance type
+        ({"ray.io/node-group": "head", "raydr.io/pool": "generate"}, "", 0.80),
         ({"raydr.io/instance-type": "g7.xlarge", "ray.io/node-group": "head"}, "", 0.80),
         ({}, "desk", 0.25),
         ({}, "elsewhere", None),
