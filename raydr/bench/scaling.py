@@ -40,8 +40,16 @@ PLANNED = (10_000, 100_000, 1_000_000, 10_000_000)
 ROWS = (12_800, 102_400)
 
 
+def discs(seed: int, count: int) -> np.ndarray:
+    """uint8 (count, SIDE, SIDE, 3): reddish discs that pass for fundus photographs, or no quota would ever be met."""
+    axis = (np.arange(SIDE) + 0.5) / SIDE * 2 - 1
+    disc = np.hypot(axis[:, None], axis[None, :]) < 1
+    noise = np.random.default_rng(seed).integers(0, 20, (count, SIDE, SIDE, 1))
+    return ((np.array([180, 90, 50]) + noise) * disc[:, :, None]).astype(np.uint8)
+
+
 class Sleeping:
-    """A maker (see cluster.generator) that makes grey squares and takes `seconds` a shard."""
+    """A maker (see cluster.generator) that makes discs and takes `seconds` a shard."""
 
     threshold = 0.0
 
@@ -51,7 +59,7 @@ class Sleeping:
     def rows(self, lease: dict[str, Any], indices: Sequence[int], beat: Any) -> pa.Table:
         time.sleep(self._seconds)
         count = len(indices)
-        pixels = np.random.default_rng(indices[0]).integers(90, 160, (count, SIDE, SIDE, 3), dtype=np.uint8)
+        pixels = discs(indices[0], count)
         return pa.table(
             {
                 "index": pa.array(indices, pa.int64()),

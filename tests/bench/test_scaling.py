@@ -9,6 +9,7 @@ from raydr import schema, shards
 from raydr.bench import memory, scaling
 from raydr.bench.meter import Recording
 from raydr.cluster.sink import RAW
+from raydr.fundus import plausible
 from raydr.storage import Run
 
 
@@ -20,6 +21,10 @@ def test_a_sleeping_maker_gives_rows_that_the_sink_takes():
     assert set(RAW.names) - set(table.column_names) == {"plan", "seconds"}
     for name in table.column_names:
         assert table.schema.field(name).type == RAW.field(name).type
+    pixels = scaling.discs(64, 64)
+    assert table["pixels"][5].as_py() == pixels[5].tobytes()
+    assert plausible.is_fundus(pixels).all()
+    assert not plausible.is_blank(pixels).any()
     assert table.equals(scaling.Sleeping(0).rows({}, range(64, 128), lambda: None))
 
 
