@@ -74,6 +74,7 @@ def test_without_the_package_it_is_one_sentence(tmp_path, monkeypatch):
         features.inception(tmp_path / "w.pth")
 
 
+@pytest.mark.slow
 def test_inception_of_random_weights(tmp_path, monkeypatch):
     """Its own network with drawn weights: the file is read, and an image gives 2048 numbers."""
     module = pytest.importorskip(
