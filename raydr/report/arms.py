@@ -7,6 +7,7 @@ import numpy as np
 
 from raydr import metrics
 from raydr.grades import DDR_TEST_COUNTS, NUM_GRADES
+from raydr.grading.calibration import fit_temperature, temper
 from raydr.report.data import Part, Trial
 
 # In the order of the table; arms that are not named here follow by name.
@@ -19,17 +20,32 @@ DESCRIPTIONS = {
     "ecc": "synthetic images of the class-conditioned generator",
     "ecc_band": "class-conditioned generator and the band together",
     "vae_roundtrip": "oversampled photographs after encode and decode: artefact control",
-    "bin_00_50": "scores 0 to .5 only",
-    "bin_50_70": "scores .5 to .7 only",
-    "bin_70_90": "scores .7 to .9 only",
-    "bin_90_100": "scores .9 to 1 only",
+    "bin_low": "scores below .5 only",
+    "bin_mid": "scores from .5 to below .7 only",
+    "bin_paper": "scores from .7 to .9 only",
+    "bin_top": "scores above .9 only",
+    "ecc_w0": "the same seed and steps, the ECC term weighing nothing",
+    "ecc_unselected": "ECC with an unselected pool: self-training without semantics",
+    "ecc_w0.001": "class-conditioned generator, ECC weight .001",
+    "ecc_w0.01": "class-conditioned generator, ECC weight .01",
+    "ecc_w0.02": "class-conditioned generator, ECC weight .02",
+    "ecc_w0.1": "class-conditioned generator, ECC weight .1",
+    "all_grades": "band, for every grade below the most numerous one",
     "external_real": "labelled rare photographs of the prior sets",
     "ensemble": "the scorers themselves, averaged",
     "ceiling": "the same number of fresh real photographs: upper bound",
 }
+PROBES = {
+    "probe": "generated images",
+    "probe_ecc": "images of the class-conditioned generator",
+    "probe_roundtrip": "photographs after encode and decode",
+}
 BASELINE = "oversampling"
-CONTEXT = ("backbone", "loss", "sampler", "steps")
-AXES = ("ratio", "band_low", "band_high")
+CONTEXT = ("backbone", "loss", "sampler", "steps", "loss_parameter", "mixup")
+# Soft labels touch synthetic images alone, so arms are contrasted whatever theirs are.
+AXES = ("ratio", "band_low", "band_high", "soft_labels")
+# Columns that earlier versions did not write, when there was nothing but 0.
+LATER = ("loss_parameter", "mixup", "soft_labels")
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ def group(parts: list[Part]) -> list[Arm]:
         for trial in part.trials:
             if trial.row["purpose"] != "arm" or "test" not in trial.verdicts:
                 continue
-            key = tuple(_rounded(trial.row[name]) for name in ("arm", *CONTEXT, *AXES))
+            key = tuple(_field(trial.row, name) for name in ("arm", *CONTEXT, *AXES))
             by_part = found.setdefault(key, [{} for _ in parts])
             by_part[index][trial.row["seed"]] = trial
     keys = sorted(found, key=lambda key: (order(key[0]), [str(value) for value in key]))
@@ -72,7 +88,10 @@ def group(parts: list[Part]) -> list[Arm]:
     ]
 
 
-def _rounded(value: Any) -> Any:
+def _field(row: dict[str, Any], name: str) -> Any:
+    value = row.get(name)
+    if value is None and name in LATER:
+        return 0.0
     return round(value, 4) if isinstance(value, float) else value  # bands are stored as float32
 
 
@@ -99,7 +118,18 @@ def trial_numbers(part: Part, trial: Trial, split: str = "test") -> dict[str, An
     }
     values |= metrics.summary(grades, verdicts.predictions, verdicts.probabilities)
     values["recall"] = [values.pop(f"recall_{grade}") for grade in range(NUM_GRADES)]
-    return values
+    return values | _tempered(part, trial, split)
+
+
+def _tempered(part: Part, trial: Trial, split: str) -> dict[str, float]:
+    """Temperature fitted on the trial's validation predictions, and what it makes of the calibration error."""
+    if "validation" not in trial.verdicts:
+        return {"temperature": float("nan"), "expected_calibration_error_tempered": float("nan")}
+    held = trial.verdicts["validation"].probabilities.astype(float)
+    temperature = fit_temperature(held, part.sets["validation"].grades)
+    tempered = temper(trial.verdicts[split].probabilities.astype(float), temperature)
+    error = metrics.expected_calibration_error(part.sets[split].grades, tempered)
+    return {"temperature": temperature, "expected_calibration_error_tempered": error}
 
 
 def summarise(arm: Arm, parts: list[Part], numbers: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -164,6 +194,31 @@ def strata(arms: list[Arm], parts: list[Part]) -> list[dict[str, Any]]:
             images = int(max((source == name).sum() for source in sources))
             rows.append({"arm": arm.name, "stratum": name, "num_images": images, "balanced_accuracy": mean_std(values)})
     return rows
+
+
+def probes(parts: list[Part]) -> list[dict[str, Any]]:
+    """What tells made images from photographs: balanced accuracy on held-out images of either kind, 0.5 = nothing.
+
+    Recomputed from the stored predictions, in which 0 stands for a photograph and 1 for a made image.
+    """
+    found: dict[str, list[tuple[float, int]]] = {}
+    for part in parts:
+        for trial in part.trials:
+            name = trial.row["arm"]
+            if trial.row["purpose"] == "probe" and name in trial.verdicts:
+                kinds = part.sets[name].grades
+                matrix = metrics.confusion(kinds, trial.verdicts[name].predictions)
+                found.setdefault(name, []).append((metrics.balanced_accuracy(matrix), len(kinds)))
+    return [
+        {
+            "probe": name,
+            "told": PROBES.get(name, name),
+            "num_trials": len(values),
+            "num_held_out": max(count for _, count in values),
+            "balanced_accuracy": mean_std([value for value, _ in values]),
+        }
+        for name, values in sorted(found.items())
+    ]
 
 
 def discrepancies(parts: list[Part], numbers: dict[str, dict[str, Any]]) -> list[str]:

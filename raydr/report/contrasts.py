@@ -19,6 +19,13 @@ SECONDARY = (
     ("ecc_band", "band"),
     ("ecc_band", "ecc"),
     ("band", "random_subset"),
+    ("band", "all_grades"),
+    ("naive", "vae_roundtrip"),
+    ("ecc", "ecc_w0"),
+    ("ecc", "ecc_unselected"),
+    ("bin_paper", "bin_low"),
+    ("bin_paper", "bin_mid"),
+    ("bin_paper", "bin_top"),
 )
 ALPHA = 0.05
 # The effect the experiment is after, 3 points: one that cannot detect it is called "not powered".

@@ -13,6 +13,8 @@ AUDIT, QUALITY, EXTERNAL = "report/audit.json", "report/quality.json", "report/e
 MAX_SENTENCES, MAX_PAIRS = 20, 12
 # Columns of the tables, where some row has them.
 QUALITY_COLUMNS = {
+    "num_images": "images",
+    "num_photographs": "photographs",
     "kid": "KID",
     "precision": "precision",
     "recall": "recall",
@@ -22,6 +24,7 @@ QUALITY_COLUMNS = {
 }
 EXTERNAL_COLUMNS = {
     "num_images": "images",
+    "num_graders": "graders",
     "balanced_accuracy": "balanced<br>accuracy",
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
@@ -67,13 +70,21 @@ def data_audit(parts: list[Part]) -> dict[str, Any] | None:
     return None
 
 
-def stored(run: Run, parts: list[Part], key: str) -> dict[str, Any]:
-    """A table that another command left as JSON, of the run or of its parts together; {} where it has not run."""
-    places = [run, *(part.run for part in parts if part.run != run)]
-    found: dict[str, Any] = {}
-    for place in places:
-        found |= optional_json(place, key) or {}
-    return found
+def external(run: Run) -> dict[str, Any]:
+    """{data set: {arm: metrics}} of `raydr evaluate`; {} where it has not run."""
+    return optional_json(run, EXTERNAL) or {}
+
+
+def quality(run: Run, parts: list[Part]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({generator_id: {grade: numbers}}, {"features", "band"}) of `raydr quality`; both {} where it has not run."""
+    values: dict[str, Any] = {}
+    about: dict[str, Any] = {}
+    for place in {item.url: item for item in (run, *(part.run for part in parts))}.values():
+        found = optional_json(place, QUALITY)
+        if found:
+            values |= found["quality"]
+            about = {name: found[name] for name in ("features", "band")}
+    return values, about
 
 
 def costs(run: Run, parts: list[Part], stages: tuple[str, ...]) -> dict[str, dict[str, Any]]:

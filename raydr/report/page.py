@@ -8,11 +8,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from raydr.config import Recipe
+from raydr.errors import UserError
 from raydr.grades import NAMES
 from raydr.metrics import SIGHT_THREATENING
+from raydr.record import restore
 from raydr.report import extras, figures, heatmap, palette, tables
-from raydr.report.data import load
+from raydr.report.data import Part, load
 from raydr.report.gallery import address, audit_pictures, pictures
+from raydr.report.progress import Rates, progress
 from raydr.storage import Run
 
 PAGE, RESULTS = "report/index.html", "report/results.json"
@@ -43,8 +47,9 @@ def write(run: Run, recipe: dict[str, Any] | None = None) -> str:
     return str(run.path(PAGE)) if run.local else f"{run.url}/{PAGE}"
 
 
-def render(run: Run, recipe: dict[str, Any], live: bool = False) -> tuple[str, dict[str, Any]]:
-    """(the page, the value of results.json). A `live` page asks its server for a newer version of itself."""
+def render(run: Run, recipe: dict[str, Any], rates: Rates | None = None) -> tuple[str, dict[str, Any]]:
+    """(the page, the value of results.json). With `rates` it is live: it shows how far the run is, and asks its server
+    for a newer version of itself."""
     parts = load(run, recipe["num_replicates"])
     results = tables.from_parts(run, recipe, parts)
     shown = pictures(parts, results["nearest"], recipe["report"]["gallery"])
@@ -54,13 +59,23 @@ def render(run: Run, recipe: dict[str, Any], live: bool = False) -> tuple[str, d
         r=results,
         pictures=shown,
         out=address(run),
-        live=live,
+        live=rates is not None,
+        progress=_progress(run, results["recipe"], rates, parts) if rates else None,
         recipe_text=text,
         curves=training_curves(results),
         audit_pairs=audit_pictures(parts, results["data_audit"]),
         commands=extras.commands(results["recipe"], address(run)),
         **_words(),
     ), results
+
+
+def _progress(run: Run, recipe: dict[str, Any], rates: Rates, parts: list[Part]) -> dict[str, Any] | None:
+    """None for a recipe of another version of raydr: what it asks for is not known."""
+    try:
+        asked = restore(Recipe, recipe)
+    except (UserError, TypeError, ValueError):
+        return None
+    return progress(asked, run, rates, [trial.row for part in parts for trial in part.trials])
 
 
 def environment() -> jinja2.Environment:

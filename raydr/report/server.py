@@ -15,7 +15,8 @@ from aiohttp import web
 
 from raydr.errors import UserError
 from raydr.identity import fingerprint
-from raydr.report import page
+from raydr.report import page, tables
+from raydr.report.progress import Rates
 from raydr.storage import Run
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -37,11 +38,12 @@ class Live:
         self.recipe = recipe or run.read_json("recipe.json")["recipe"]
         self._rendering = asyncio.Lock()
         self._looked = float("-inf")
+        self._rates = Rates()
         self._version = ""
         self._rendered: tuple[str, str, dict[str, Any]] | None = None
 
     async def version(self) -> str:
-        """Hash of the commit records' names and of the training logs' sizes."""
+        """Hash of what is committed, of the training logs' names and sizes, and of which stages have ended."""
         if time.monotonic() - self._looked > FRESH_SECONDS:
             self._version = await asyncio.to_thread(self._list)
             self._looked = time.monotonic()
@@ -52,7 +54,7 @@ class Live:
         async with self._rendering:
             version = await self.version()
             if self._rendered is None or self._rendered[0] != version:
-                html, results = await asyncio.to_thread(page.render, self.run, self.recipe, True)
+                html, results = await asyncio.to_thread(page.render, self.run, self.recipe, self._rates)
                 self._rendered = version, html, results
             return self._rendered[1:]
 
@@ -60,7 +62,10 @@ class Live:
         runs = [self.run]
         if self.recipe["num_replicates"] > 1:
             runs += [self.run.child(f"replicate-{index}") for index in range(self.recipe["num_replicates"])]
-        return fingerprint([[each.list("_commits"), each.list("logs/finetune")] for each in runs])
+        records = [each.list("_commits") for each in runs]
+        self._rates.see(name for names in records for name, _ in names)
+        ended = [[each.exists(f"logs/stage-{stage}.json") for stage in tables.STAGES] for each in runs]
+        return fingerprint(records, [each.list("logs/finetune") for each in runs], ended)
 
 
 def application(live: Live, host: str) -> web.Application:

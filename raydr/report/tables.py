@@ -72,19 +72,20 @@ def from_parts(run: Run, recipe: dict[str, Any], parts: list[Part]) -> dict[str,
         "verdicts": samples.verdict_matrices(parts),
         "nearest": samples.nearest(parts),
         "strata": arms.strata(grouped, parts),
+        "probes": arms.probes(parts),
         "curves": _curves(parts),
         "members": _members(parts),
         "stages": _stages(run, parts),
-        "audit": arms.discrepancies(parts, by_trial) + _superseded(parts) + _quarantine(parts),
+        "audit": arms.discrepancies(parts, by_trial) + _superseded(parts) + _not_there(parts) + _quarantine(parts),
         "data_audit": extras.data_audit(parts),
-        "quality": extras.stored(run, parts, extras.QUALITY),
-        "external": extras.stored(run, parts, extras.EXTERNAL),
+        "external": extras.external(run),
         "cost": extras.costs(run, parts, STAGES),
         "recipe": recipe,
         "versions": saved.get("versions", {}),
         "revision": saved.get("revision"),
         "fingerprints": saved.get("fingerprints", {}),
     }
+    found["quality"], found["quality_about"] = extras.quality(run, parts)
     _add_seconds(found["acceptance"], parts)
     extras.add_cost(found["acceptance"], found["cost"].get("synthesize"))
     found["answer"] = answer.answer(found)
@@ -111,7 +112,8 @@ def plain(value: Any) -> Any:
 def _as_in_recipe(arm: arms.Arm, recipe: dict[str, Any]) -> bool:
     """Whether a variant of an arm has the recipe's own ratio, band and grader: the confirmatory one."""
     sweep = recipe["sweep"]
-    wanted = (*(sweep["grader"][name] for name in arms.CONTEXT), sweep["ratio"], *sweep["band"])
+    grader = sweep["grader"]
+    wanted = (*(grader[name] for name in arms.CONTEXT), sweep["ratio"], *sweep["band"], grader["soft_labels"])
     found = (*arm.context, *arm.axes)
     return all(
         a is None or (abs(a - b) < 1e-6 if isinstance(a, float) else a == b) for a, b in zip(found, wanted, strict=True)
@@ -124,10 +126,11 @@ def _partial(recipe: dict[str, Any], parts: list[Part]) -> bool:
         return False
     arms_asked, seeds = set(recipe["sweep"]["arms"]), recipe["sweep"]["num_seeds"]
     for part in parts:
-        reported = [trial.row for trial in part.trials if trial.row["purpose"] == "arm"]
+        reported = [trial.row for trial in part.trials if trial.row["purpose"] in ("arm", "probe")]
+        left_out = set((optional_json(part.run, "trials/plan.json") or {}).get("left_out", {}))
         asked = part.num_planned if part.num_planned is not None else len(arms_asked) * seeds
         have = len(part.trials) if part.num_planned is not None else len(reported)
-        if have < asked or not arms_asked <= {row["arm"] for row in reported}:
+        if have < asked or not arms_asked - left_out <= {row["arm"] for row in reported}:
             return True
     return len(parts) < recipe["num_replicates"]
 
@@ -137,6 +140,18 @@ def _superseded(parts: list[Part]) -> list[str]:
     if count == 0:
         return []
     return [f"Trials of earlier plans, stored and not shown: {count} (earlier looks at these photographs)."]
+
+
+def _not_there(parts: list[Part]) -> list[str]:
+    """One sentence for each arm that could not be run, and for each trial that failed, with its reason."""
+    sentences = []
+    for part in parts:
+        where = f" (replicate {part.replicate})" if len(parts) > 1 else ""
+        left_out = (optional_json(part.run, "trials/plan.json") or {}).get("left_out", {})
+        sentences += [f"Arm {sentence}{where}." for sentence in left_out.values()]
+        for failed in (optional_json(part.run, "trials/failed.json") or {}).values():
+            sentences.append(f"A trial of {failed['arm']}, seed {failed['seed']}, failed{where}: {failed['reason']}.")
+    return sentences
 
 
 def _per_grade(parts: list[Part]) -> list[int] | None:

@@ -45,7 +45,7 @@ def test_variants_are_named_by_what_differs():
         [part(trial("band", 0, ratio=0.5), trial("band", 0, ratio=1.0, trial_id="other"), trial("naive", 0, ratio=1.0))]
     )
     assert [arm.name for arm in found] == ["naive", "band (ratio 0.5)", "band (ratio 1.0)"]
-    assert found[0].context == ("b", "ce", "balanced", 9)
+    assert found[0].context == ("b", "ce", "balanced", 9, 0.0, 0.0)
 
 
 def test_bands_stored_as_float32_are_one_variant():
@@ -107,3 +107,50 @@ def test_contradictions_are_reported():
     assert "naive-0" in finding
     assert "0.9000" in finding
     assert "1.0000" in finding
+
+
+def test_treatments_are_variants_and_earlier_rows_count_as_plain():
+    found = arms.group(
+        [
+            part(
+                trial("band", 0, loss="focal", loss_parameter=1.0, mixup=0.0, soft_labels=0.0, trial_id="a"),
+                trial("band", 0, loss="focal", loss_parameter=2.0, mixup=0.0, soft_labels=0.0, trial_id="b"),
+                trial("naive", 0, loss_parameter=0.0, mixup=0.0, soft_labels=0.0, trial_id="c"),
+                trial("naive", 1, trial_id="d"),  # written before there were such columns
+            )
+        ]
+    )
+    assert [arm.name for arm in found] == ["naive", "band (loss parameter 1.0)", "band (loss parameter 2.0)"]
+    assert sorted(found[0].trials[0]) == [0, 1]
+
+
+def test_probes_stand_beside_the_table_and_not_in_it():
+    kinds = np.repeat([0, 1], [4, 4])
+    said = np.array([0, 0, 0, 1, 1, 1, 1, 1])  # recalls .75 and 1
+    verdicts = Verdicts(said, np.eye(5, dtype=np.float32)[said])
+    row = trial("probe", 0, purpose="probe").row
+    one = part(trial("band", 0))
+    one.sets["probe"] = ImageSet(np.array([f"p{k}" for k in range(8)], object), kinds)
+    one.trials.append(Trial(row, {"probe": verdicts}))
+    assert [arm.name for arm in arms.group([one])] == ["band"]
+    (found,) = arms.probes([one])
+    assert found["balanced_accuracy"]["mean"] == pytest.approx(0.875)
+    assert (found["num_held_out"], found["num_trials"], found["told"]) == (8, 1, "generated images")
+
+
+def test_the_temperature_is_fitted_on_validation_alone():
+    rng = np.random.default_rng(3)
+    grades = np.repeat(np.arange(5), 200)
+    logits = rng.normal(0, 1, (1000, 5)) + 1.5 * np.eye(5)[grades]
+    sharp = np.exp(3 * logits)  # three times too confident
+    sharp = (sharp / sharp.sum(1, keepdims=True)).astype(np.float32)
+    row = trial("band", 0).row
+    both = {split: Verdicts(sharp.argmax(1), sharp) for split in ("validation", "test")}
+    one = part(Trial(row, both))
+    names = np.array([f"v{k:04d}" for k in range(1000)], object)
+    one.sets["validation"] = one.sets["test"] = ImageSet(names, grades)
+    numbers = arms.trial_numbers(one, one.trials[0])
+    # Bayes' rule for unit noise: logits times 1.5 are calibrated, so 3 x is twice too sharp.
+    assert numbers["temperature"] == pytest.approx(2.0, rel=0.1)
+    assert numbers["expected_calibration_error_tempered"] < 0.05 < numbers["expected_calibration_error"]
+    assert np.isnan(arms.trial_numbers(one, Trial(row, {"test": both["test"]}))["temperature"])

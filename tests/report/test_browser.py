@@ -3,10 +3,13 @@
 import asyncio
 from pathlib import Path
 
+import aiohttp.web
 import browser
+import fake_run
 import pytest
 
-from raydr.report import page
+from raydr import schema, shards
+from raydr.report import page, server
 
 pytestmark = [
     pytest.mark.slow,
@@ -137,3 +140,47 @@ def test_axe_finds_nothing(address, scheme):
         assert await tab.evaluate(found.replace("run()", 'run("#sample")')) == []
 
     in_browser(address, steps, scheme=scheme)
+
+
+def test_the_live_page_follows_the_run_and_keeps_what_was_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "FRESH_SECONDS", 0)
+    run = fake_run.write_run(tmp_path / "run", num_seeds=1, num_test=4, num_samples=8)
+    table = shards.read(run, "synthetic/plain-g1-0", schema.SYNTHETIC)
+    made = (
+        '[...document.querySelectorAll("#progress tbody tr")]'
+        '.find(row => row.textContent.includes("plain-g1-0")).children[2].textContent'
+    )
+
+    async def shown(tab):
+        try:
+            return await tab.evaluate(made)
+        except AssertionError:  # between the old page and the new one
+            return None
+
+    async def drive():
+        live = server.Live(run, fake_run.recipe(num_seeds=1))
+        runner = aiohttp.web.AppRunner(server.application(live, "127.0.0.1"))
+        await runner.setup()
+        await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
+        address = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+        try:
+            async with browser.browse() as tab:
+                await tab.emulate(1280)
+                await tab.open(address)
+                assert await shown(tab) == "8"
+                move = '(low => { low.value = 0.4; low.dispatchEvent(new Event("input")); })'
+                await tab.evaluate(f'{move}(document.querySelector("#band-low"))')
+                await asyncio.sleep(4)  # the page has asked for the version once
+                shards.commit(run, "synthetic/plain-g1-0/g1-000001.parquet", table, schema.SYNTHETIC, "synthetic")
+                for _ in range(60):
+                    if await shown(tab) == "16":
+                        break
+                    await asyncio.sleep(1)
+                assert await shown(tab) == "16"
+                assert await tab.evaluate('document.querySelector("#band-output").textContent') == "0.40 – 0.90"
+                assert tab.errors == []
+                assert all(url.startswith((address, "data:")) for url in tab.requests), tab.requests
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(drive())

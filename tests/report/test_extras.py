@@ -97,16 +97,26 @@ def test_quality_and_other_data_sets_are_shown_when_they_are_there(tmp_path):
     before = page.render(run, recipe)[0]
     assert "external" not in Outline(before).ids
     assert "KID" not in visible(before)
-    row = {"kid": 0.0123, "kid_error": 0.004, "precision": 0.8, "recall": None, "coverage": 0.5, "diversity": 0.31}
-    run.replace_json(extras.QUALITY, {"plain-g1-0": {"1": row}})
-    accuracy = {"mean": 0.612, "std": 0.02}
-    run.replace_json(extras.EXTERNAL, {"<IDRiD>": {"band": {"balanced_accuracy": accuracy, "num_images": 103}}})
+    # As `raydr quality` and `raydr evaluate` write them.
+    row = {"kind": "plain", "num_images": 1500, "kid": 0.0123, "kid_error": 0.004, "precision": 0.8, "recall": None}
+    row |= {"in_band": {"kid": 0.009}, "reference": {"num_images": 4, "kid": None}}
+    about = {"features": "graders (audit)", "band": [0.7, 0.9], "quality": {"plain-g1-0": {"1": row}}}
+    run.replace_json(extras.QUALITY, about | {"format": 1})
+    found = {"num_images": 103, "num_graders": 3, "balanced_accuracy": {"mean": 0.612, "std": 0.02}}
+    over = {"difference": 0.034, "low": -0.01, "high": 0.08, "p": 0.2}
+    arms = {"band": found | {"over_baseline": over}, "oversampling": found | {"over_baseline": None}}
+    run.replace_json(extras.EXTERNAL, {"<IDRiD>": arms})
     html, results = page.render(run, recipe)
     shown = visible(html)
-    assert "0.012 ± 0.004 0.800 — 0.500 0.310" in shown
+    assert "plain-g1-0 mild 1,500 0.012 ± 0.004 0.800 — 0.009 —" in shown
+    assert "features of graders (audit)" in shown
+    assert "scores from 0.7 to 0.9 alone" in shown
     assert "density" not in shown
-    assert "<IDRiD> arm images balanced accuracy band 103 0.612 ± 0.020" in shown
+    assert "band 103 3 0.612 ± 0.020 +3.4 −1.0 to +8.0" in shown
+    assert "oversampling 103 3 0.612 ± 0.020 —" in shown
+    assert "<IDRiD> arm images graders balanced accuracy" in shown
     assert results["quality"]["plain-g1-0"]["1"] == row
+    assert results["external"]["<IDRiD>"]["band"]["balanced_accuracy"]["mean"] == 0.612
     assert "external" in Outline(html).ids
 
 
@@ -146,9 +156,10 @@ def test_money():
     assert said == ["—", "0.00 EUR", "12.35 EUR", "0.12 EUR", "0.0012 EUR"]
 
 
-def test_stored_tables_of_replicates_are_put_together(tmp_path):
+def test_quality_of_replicates_is_put_together(tmp_path):
     run = Run(str(tmp_path))
     parts = [dataclasses.make_dataclass("Part", ["run"])(run.child(f"replicate-{k}")) for k in range(2)]
-    parts[0].run.replace_json("report/quality.json", {"a": 1})
-    parts[1].run.replace_json("report/quality.json", {"b": 2})
-    assert extras.stored(run, parts, "report/quality.json") == {"a": 1, "b": 2}
+    assert extras.quality(run, parts) == ({}, {})
+    for part, name in zip(parts, "ab", strict=True):
+        part.run.replace_json(extras.QUALITY, {"features": "f", "band": [0, 1], "quality": {name: {}}, "format": 1})
+    assert extras.quality(run, parts) == ({"a": {}, "b": {}}, {"features": "f", "band": [0, 1]})
