@@ -47,14 +47,25 @@ def to_parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
+# A shard of 64 encoded photographs of 1024 px holds 0.1 GB. What unpacks to more than this is no shard of ours.
+MAX_ROWS, MAX_BYTES = 10_000_000, 4 << 30
+
+
 def inspect(data: bytes, decode: bool = True) -> tuple[int, str, str]:
     """(rows, fingerprint, schema hash) of a shard's bytes; with `decode` every page is read and checked.
 
     Raises one of UNREADABLE for anything that is not a whole shard.
     """
     file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    if file.metadata.num_rows > MAX_ROWS:
+        raise ValueError(f"unpacks to {file.metadata.num_rows} rows")
     if decode:
-        file.read()
+        size = 0
+        # In small pieces: a dictionary of one long string makes gigabytes of a few KB, and no header says so.
+        for batch in file.iter_batches(batch_size=64):
+            size += batch.nbytes
+            if size > MAX_BYTES:
+                raise ValueError(f"unpacks to more than {MAX_BYTES} bytes")
     metadata = file.schema_arrow.metadata or {}
     return file.metadata.num_rows, metadata[b"raydr.fingerprint"].decode(), schema_hash(file.schema_arrow)
 

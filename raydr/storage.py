@@ -182,6 +182,16 @@ class Run:
         """Whether a complete folder lies under `prefix`."""
         return self.exists(f"{prefix}/{DONE}")
 
+    def files(self, prefix: str) -> dict[str, str]:
+        """{name: SHA-256} of an uploaded folder; MissingInput without its mark, DamagedData where that is none."""
+        mark = self.read_json(f"{prefix}/{DONE}")
+        try:
+            return {check_key(name): str(entry["sha256"]) for name, entry in mark["files"].items()}
+        except (KeyError, TypeError, AttributeError):
+            raise DamagedData(
+                f"{prefix}/{DONE} in {self.url} is no mark of an upload: delete {prefix}, redo it"
+            ) from None
+
     def download(self, prefix: str, to: Path) -> Path:
         """Copy an uploaded folder to `to`, which appears whole or not at all; nothing is done if it is there.
 
@@ -189,19 +199,19 @@ class Run:
         """
         if (to / DONE).is_file():
             return to
-        mark = self.read_json(f"{prefix}/{DONE}")
+        files = self.files(prefix)
         to.parent.mkdir(parents=True, exist_ok=True)
         half = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=to.parent))
         try:
-            for name, expected in mark["files"].items():
-                (half / check_key(name)).parent.mkdir(parents=True, exist_ok=True)
+            for name, digest in files.items():
+                (half / name).parent.mkdir(parents=True, exist_ok=True)
                 with self._explained(f"{prefix}/{name}") as backend:
                     backend.fetch(f"{prefix}/{name}", half / name)
-                if _sha256_of(half / name) != expected["sha256"]:
+                if _sha256_of(half / name) != digest:
                     raise DamagedData(
                         f"{prefix}/{name} in {self.url} differs from its upload: delete {prefix}, redo it"
                     )
-            (half / DONE).write_text(json.dumps(mark))
+            (half / DONE).write_bytes(self.read(f"{prefix}/{DONE}"))
             try:
                 half.rename(to)
             except OSError as error:

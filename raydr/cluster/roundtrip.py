@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from raydr import images, schema
-from raydr.cluster import ensemble, session
+from raydr.cluster import ensemble, session, staging
 from raydr.config import Recipe
 from raydr.storage import Run
 
@@ -30,7 +30,7 @@ def array(recipe: Recipe, target: Run, sha256s: Sequence[str], device: str = "cp
     if not missing:
         return ImageArray(folder, recipe.ingest.px)
     originals = ensemble.image_array(target, config.px, [("real", schema.REAL)], missing)
-    base = load_base(config.base, "fp32", config.revision, device)
+    base = load_base(staging.local(config.base, config.revision, target), "fp32", config.revision, device)
 
     def decoded(digests: Sequence[str]) -> list[np.ndarray]:
         import torch

@@ -22,7 +22,7 @@ from pathlib import Path
 from raydr import terminal
 from raydr.errors import DamagedData, UserError
 from raydr.identity import fingerprint
-from raydr.storage import DONE, Run
+from raydr.storage import Run
 
 # What `load_base` reads, and no more: the hub's folder of Stable Diffusion 1.5 also holds 20 GB of duplicates.
 WANTED = ("model_index.json", "scheduler/*.json", "tokenizer/*", "text_encoder/*", "vae/*", "unet/*")
@@ -115,8 +115,7 @@ def _record(target: Run, key: str) -> Staged:
 
 
 def _content(target: Run, key: str) -> str:
-    files = target.read_json(f"{key}/{DONE}")["files"]
-    return fingerprint(sorted((name, entry["sha256"]) for name, entry in files.items()))
+    return fingerprint(sorted(target.files(key).items()))
 
 
 def _source(base: str, revision: str | None) -> tuple[Path, str | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from raydr.config import Finetune
@@ -133,9 +133,13 @@ def read(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
     path = folder / WEIGHTS
     if not path.is_file():
         raise MissingInput(f"There is no LoRA {WEIGHTS} in {folder}: run `raydr finetune` first")
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            metadata = dict(json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}")))
+    except (SafetensorError, OSError, ValueError, TypeError, RecursionError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamagedData(f"{path} is no readable LoRA ({reason}): train the generator again") from None
     layers: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         for marker, part in _MARKERS.items():
@@ -146,9 +150,12 @@ def read(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
         raise DamagedData(f"{path} holds no complete LoRA layers in diffusers' layout: train the generator again")
     found = {}
     for name, pair in layers.items():
-        rank = pair["down"].shape[0]
-        prefix = TEXT if name.startswith(TEXT) else UNET
-        found[name] = (pair["down"], pair["up"], metadata.get(f"{prefix}lora_alpha", rank) / rank)
+        shapes = pair["down"].shape, pair["up"].shape
+        rank = shapes[0][0] if shapes[0] else 0
+        alpha = metadata.get(f"{TEXT if name.startswith(TEXT) else UNET}lora_alpha", rank)
+        if rank == 0 or len(shapes[1]) < 2 or shapes[1][1] != rank or not isinstance(alpha, int | float):
+            raise DamagedData(f"{path} holds no low-rank pair for {name}: train the generator again")
+        found[name] = (pair["down"], pair["up"], alpha / rank)
     return found
 
 

@@ -122,9 +122,10 @@ def load_meta(folder: str | Path) -> Meta:
         for key in ("trained_on", "calibrated_on"):
             record[key] = np.frombuffer(base64.b64decode(record[key]), dtype="<u8").astype(np.uint64)
         return Meta(**record | {"grader": config.Grader(**record["grader"])})
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise DamagedData(
-            f"{path} is no record of a grader of this version ({error}): train the ensemble again"
+            f"{path} is no record of a grader of this version ({reason}): train the ensemble again"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """State dicts from files of others, read without running their code."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -13,6 +14,25 @@ from raydr.errors import MissingInput, UserError
 # Where published checkpoints keep the state dict: LANet's "net", timm's and others' habits.
 ENVELOPES = ("net", "state_dict", "model", "model_state_dict")
 
+# What torch and safetensors raise for bytes that are no weights; a damaged pickle may end in nearly anything.
+UNREADABLE = (
+    pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, OSError,
+    ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OverflowError, MemoryError,
+)  # fmt: skip
+
+
+def _require_stored(path: Path) -> None:
+    """UserError for an archive that unpacks to far more than it is: torch itself stores, it never compresses."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as weights ({error}): fetch it again") from None
+    if size > 2 * path.stat().st_size + (1 << 20):
+        raise UserError(f"{path} unpacks to {size} bytes, which no weights file of torch does: do not use it")
+
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or torch file by name, without DataParallel's `module.` prefix.
@@ -23,10 +43,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise MissingInput(f"no weights file at {path}: check the path")
+    _require_stored(path)
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UNREADABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be read as weights without running code from it ({reason})") from error
     for key in ENVELOPES:
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -191,3 +191,22 @@ def test_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert data == (root / rows[0].path).read_bytes()
     finally:
         server.stop()
+
+
+def test_only_a_csv_may_be_named_by_its_file(tmp_path):
+    """Else a reader was handed a label file of another data set: found by fuzzing, a KeyError."""
+    (tmp_path / "trainLabels.csv").write_text("image_path,grade,patient\n")
+    with pytest.raises(UserError, match=r"trainLabels\.csv is a file: give the folder"):
+        list_source("ddr", str(tmp_path / "trainLabels.csv"))
+
+
+def test_what_is_no_csv_is_one_sentence(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,grade\n" + "x" * 140_000 + ",1\n")
+    with pytest.raises(UserError, match=r"labels\.csv is no CSV \(field larger"):
+        list_source("csv", str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "1" * 10, "1e400", "٣٣"])
+def test_endless_numbers_are_no_grade(text):
+    with pytest.raises(ValueError, match="label out of range"):
+        grade_of(text)

@@ -17,7 +17,7 @@ NAMING = Naming("FGADR", stratum_of=stratum_of)
 def read(listing: Sequence[str], label_files: Mapping[str, bytes]) -> Listed:
     parts = []
     for path, data in label_files.items():
-        labels = [Label(row[0], row[1] if len(row) > 1 else "") for row in csv_rows(data)]
+        labels = [Label(row[0], row[1] if len(row) > 1 else "") for row in csv_rows(data, path)]
         parts.append(join(NAMING, images_in(listing, beside(path, "Original_Images")), labels, None, path))
     return merge(parts)
 

@@ -77,6 +77,8 @@ def read_source(
         raise UserError(f"{root} does not exist: give the folder that holds {reader.layout}")
     label_pattern = reader.label_files
     if info.type == fs.FileType.File:
+        if name != "csv":
+            raise UserError(f"{root} is a file: give the folder that holds {reader.layout}")
         label_pattern = f"^{re.escape(posixpath.basename(root))}$"
         root = posixpath.dirname(root)
     entries = file_system.get_file_info(fs.FileSelector(root, recursive=True))

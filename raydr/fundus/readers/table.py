@@ -20,7 +20,7 @@ def column_of(header: Sequence[str], names: Sequence[str]) -> str | None:
 
 def labels_of(path: str, data: bytes) -> list[Label]:
     """Labels of one CSV; none where it lacks a path or a grade column (another table in the same folder)."""
-    header = [name.lower() for name in (csv_rows(data) or [[]])[0]]
+    header = [name.lower() for name in (csv_rows(data, path) or [[]])[0]]
     name_column, grade_column = column_of(header, PATH_COLUMNS), column_of(header, GRADE_COLUMNS)
     if name_column is None or grade_column is None:
         return []

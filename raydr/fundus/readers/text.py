@@ -20,12 +20,18 @@ def text_of(data: bytes) -> str:
         return data.decode("cp1252", errors="replace")
 
 
-def csv_rows(data: bytes) -> list[list[str]]:
-    """Cells of a CSV, blanks stripped, rows without any content left out; `,`, `;` or tab separated."""
+def csv_rows(data: bytes, path: str = "a label file") -> list[list[str]]:
+    """Cells of a CSV, blanks stripped, rows without any content left out; `,`, `;` or tab separated.
+
+    Raises UserError for what is no CSV (a cell of more than 128 KB, a bare carriage return in a row).
+    """
     text = text_of(data)
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
-    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
+    except csv.Error as error:
+        raise UserError(f"{path} is no CSV ({error}): mend it, or leave it out of the folder") from None
     return [row for row in rows if any(row)]
 
 
@@ -34,7 +40,7 @@ def csv_records(data: bytes, path: str, columns: Sequence[str] = ()) -> list[dic
 
     Raises UserError naming the first of `columns` (lower case) that the file lacks.
     """
-    rows = csv_rows(data)
+    rows = csv_rows(data, path)
     header = [name.lower() for name in rows[0]] if rows else []
     for column in columns:
         if column not in header:
@@ -49,7 +55,7 @@ def grade_of(text: str, ungradable: Sequence[int] = ()) -> tuple[int | None, boo
     """(grade, gradable) of a label's text; raises ValueError with the reason of its rejection."""
     if not text:
         raise ValueError(LABEL_MISSING)
-    if not re.fullmatch(r"[+-]?\d+(\.0*)?", text):
+    if not re.fullmatch(r"[+-]?\d{1,9}(\.0*)?", text):
         raise ValueError(LABEL_OUT_OF_RANGE)
     value = int(float(text))
     if value in ungradable:
