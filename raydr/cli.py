@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raydr import terminal
-from raydr.arguments import parser
+from raydr.arguments import import_parser, parser
 from raydr.errors import BudgetExhausted, Stopped, UserError
 
 STAGES = ("ingest", "ensemble", "finetune", "synthesize", "sweep")
@@ -50,6 +50,10 @@ def resume(argv: Sequence[str]) -> None:
 
 
 def dispatch(argv: list[str]) -> int:
+    if argv[:2] == ["ensemble", "import"]:
+        from raydr import grader_commands
+
+        return grader_commands.import_member(import_parser().parse_args(argv[2:]))
     known = parser()
     options, fields = known.parse_known_args(argv)
     if options.version:
@@ -104,7 +108,7 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
 
         check(recipe)
     if options.dry_run:
-        dry_run(recipe, Run(out), stages)
+        dry_run(recipe, Run(out), stages, shape)
     if source and source != ["phantom"]:
         return add_source(recipe, Run(out), shape, options, source)
     if options.dry_run:
@@ -199,7 +203,7 @@ def override(recipe: Any, command: str, fields: list[str], show_help: bool = Fal
     return dataclasses.replace(recipe, **{command: changed})
 
 
-def dry_run(recipe: Any, target: Any, stages: Sequence[str]) -> None:
+def dry_run(recipe: Any, target: Any, stages: Sequence[str], shape: Any) -> None:
     """Print the resolved recipe and what each stage would do; starts nothing."""
     import dataclasses
     import json
@@ -207,7 +211,7 @@ def dry_run(recipe: Any, target: Any, stages: Sequence[str]) -> None:
     from raydr.plan import describe
 
     terminal.console.print_json(json.dumps(dataclasses.asdict(recipe)))
-    rows = [[row.stage, row.work, row.done, row.cost] for row in describe(recipe, target) if row.stage in stages]
+    rows = [[row.stage, row.work, row.done, row.cost] for row in describe(recipe, target, shape) if row.stage in stages]
     terminal.table("Plan", ["stage", "work", "done", "cost"], rows)
 
 

@@ -1,9 +1,10 @@
 """What each stage of a recipe will do, and how much of it is done: for --dry-run and status, without Ray."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydr import shards, spending, trials
+from raydr import schema, shards, spending, trials
 from raydr.arms import arm_named
 from raydr.config import Recipe
 from raydr.errors import UserError
@@ -11,6 +12,7 @@ from raydr.grades import GRADES
 from raydr.kinds import CHANGES, is_ecc
 from raydr.record import replicates
 from raydr.selection import grades_of
+from raydr.shapes import Shape
 from raydr.storage import Run
 
 
@@ -46,8 +48,43 @@ def check(recipe: Recipe) -> None:
                 )
 
 
-def describe(recipe: Recipe, target: Run) -> list[Row]:
-    """One row a stage, over all replicates."""
+@dataclass(frozen=True)
+class Left:
+    """What a sweep still has to do: trials, and the seconds that these train, None while none has been measured."""
+
+    num_done: int
+    num_left: int
+    seconds: float | None
+
+    def words(self, shape: Shape) -> str:
+        """Hours of training, and GPU-hours where a trial has (a share of) a GPU."""
+        assert self.seconds is not None
+        hours = self.seconds / 3600
+        gpus = f", {hours * shape.trial_gpus:.2f} GPU-hours" if shape.trial_gpus else ""
+        return f"about {hours:.2f} h of training for {self.num_left} more{gpus}"
+
+
+def sweep_left(recipe: Recipe, parts: Sequence[Run]) -> Left:
+    """`parts` are the replicates' runs. Seconds by the mean of a step of committed trials of the sweep's backbones."""
+    columns = ["backbone", "steps", "seconds"]
+    rows = [
+        row
+        for place in parts
+        for row in shards.read(place, "trials/results", schema.TRIALS, columns, required=False).to_pylist()
+    ]
+    wanted = [grader for name in recipe.sweep.arms for grader in trials.graders_of(recipe, name)]
+    backbones = {grader.backbone for grader in wanted}
+    measured = [row for row in rows if row["backbone"] in backbones and row["seconds"]]
+    left = max(0, trials.count(recipe) * len(parts) - len(rows))
+    if not measured:
+        return Left(len(rows), left, None)
+    each = sum(row["seconds"] for row in measured) / sum(row["steps"] for row in measured)
+    return Left(len(rows), left, each * recipe.sweep.grader.steps * left)
+
+
+def describe(recipe: Recipe, target: Run, shape: Shape | None = None) -> list[Row]:
+    """One row a stage, over all replicates; GPU-hours are those of `shape` (default: the laptop, without a GPU)."""
+    shape = shape or Shape()
     parts = [place for _, place in replicates(recipe, target)]
     num = len(parts)
     times = f" x {num} replicates" if num > 1 else ""
@@ -73,9 +110,14 @@ def describe(recipe: Recipe, target: Run) -> list[Row]:
             left = max(0, images * num - rows_of("synthetic")) if stage == "synthesize" and money.images else 0
             if left:
                 told.append(f"about {money.known / money.images * left:.2f} {money.currency} more")
+            if stage == "sweep" and rest.num_done and rest.num_left:
+                told.append(f"about {money.known / rest.num_done * rest.num_left:.2f} {money.currency} more")
+        if stage == "sweep" and rest.num_left and rest.seconds is not None:
+            told.append(rest.words(shape))
         return ", ".join(told)
 
     finetune, synthesize, sweep = recipe.finetune, recipe.synthesize, recipe.sweep
+    rest = sweep_left(recipe, parts)
     groups = 1 if finetune.joint else len(finetune.grades)
     grades = 5 if finetune.joint else 1
     num_generators = groups * len(finetune.kinds)

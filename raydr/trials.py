@@ -75,7 +75,9 @@ def grid(recipe: Recipe) -> list[Grader]:
     if not any(lines):
         return []
     cells = []
-    for backbone, loss, sampler, mixup, soft in itertools.product(*(line or (None,) for line in lines)):
+    values: Any  # of four types
+    for values in itertools.product(*(line or (None,) for line in lines)):
+        backbone, loss, sampler, mixup, soft = values
         cell = replace(own, backbone=backbone or own.backbone, sampler=sampler or own.sampler)
         cell = treatments.treated(cell, loss) if loss else cell
         mixup, soft = own.mixup if mixup is None else mixup, own.soft_labels if soft is None else soft

@@ -1,8 +1,9 @@
 import dataclasses
 
+import pyarrow as pa
 import pytest
 
-from raydr import recipes
+from raydr import recipes, schema, shapes, shards
 from raydr.errors import UserError
 from raydr.plan import check, describe
 from raydr.storage import Run
@@ -79,3 +80,29 @@ def test_what_can_be_served_passes():
     check(changed(finetune={"kinds": ("plain",)}, sweep={"arms": ("real_only", "band", "ceiling")}))
     check(changed(finetune={"grades": (1,), "joint": True}))
     check(changed(ingest={"source": "ddr", "phantoms": ()}))  # what real data sets hold is seen later
+
+
+def test_what_is_left_of_a_sweep_is_estimated_from_measured_trials(tmp_path):
+    recipe = changed(recipes.named("debug"), sweep={"arms": ("band", "naive"), "num_seeds": 5, "map_bands": ()})
+    run = Run(tmp_path)
+    assert works(recipe, tmp_path)["sweep"] == ("10 trials of 6 steps", "0", "unmeasured")
+    for number in range(4):
+        row = dict.fromkeys(schema.TRIALS.names) | {"trial_id": f"t{number}", "arm": "band", "purpose": "arm"}
+        row |= {"backbone": "test_resnet" if number < 3 else "other", "steps": 12, "seconds": 2400.0}
+        table = pa.Table.from_pylist([row], schema.TRIALS)
+        shards.commit(run, f"trials/results/t{number}.parquet", table, schema.TRIALS, "t")
+    # 200 s a step, 6 steps, 6 trials left: two hours, on a quarter of a GPU half a GPU-hour.
+    assert works(recipe, tmp_path)["sweep"][1:] == ("4", "unmeasured, about 2.00 h of training for 6 more")
+    found = {row.stage: row.cost for row in describe(recipe, run, shapes.named("workstation"))}
+    assert found["sweep"] == "unmeasured, about 2.00 h of training for 6 more, 0.50 GPU-hours"
+
+
+def test_an_earlier_table_of_trials_reads_with_nulls(tmp_path):
+    """Rows of a version without the columns of mixup and soft labels."""
+    earlier = schema.versions(schema.TRIALS)[1]
+    assert len(earlier) == 25
+    row = dict.fromkeys(earlier.names) | {"trial_id": "t", "steps": 3}
+    shards.commit(Run(tmp_path), "trials/results/t.parquet", pa.Table.from_pylist([row], earlier), earlier, "t")
+    (found,) = shards.read(Run(tmp_path), "trials/results", schema.TRIALS).to_pylist()
+    assert (found["steps"], found["mixup"], found["weight_decay"]) == (3, None, None)
+    assert shards.verify(Run(tmp_path)) == []

@@ -25,11 +25,16 @@ COLUMNS = ["image_id", "dataset", "split", "fold", "patient_id", "grade", "sha25
 # -- on the nodes ---------------------------------------------------------------------------------
 
 
-def image_array(run: Run, px: int, tables: Iterable[tuple[str, pa.Schema]], sha256s: Iterable[str]) -> Any:
-    """The node's ImageArray at `px` with these images in it; what is missing is read and decoded once."""
+def image_array(
+    run: Run, px: int, tables: Iterable[tuple[str, pa.Schema]], sha256s: Iterable[str], cache_of: Run | None = None
+) -> Any:
+    """The node's ImageArray at `px` with these images in it; what is missing is read and decoded once.
+
+    Images of another run go to the cache of the run `cache_of`: who evaluates on it writes nothing there.
+    """
     from raydr.grading.arrays import ImageArray
 
-    folder = session.node_cache(run) / "arrays"
+    folder = session.node_cache(cache_of or run) / "arrays"
     array = ImageArray(folder, px)
     missing = set(array.missing(sha256s))
     if not missing:

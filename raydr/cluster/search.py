@@ -7,6 +7,7 @@ same command tells the searcher what is known and asks for the rest.
 
 import dataclasses
 import importlib
+import inspect
 from typing import Any
 
 from ray import tune
@@ -65,7 +66,12 @@ def run_trial(
             # Here Tune may end the training: the record above says how far it came.
             tune.report({METRIC: event["balanced_accuracy"], "step": event["step"], "job": trial_id})
 
-    result = trial_run.run(recipe, target, trial, trial_id, on_event, num_threads, gpu)
+    try:
+        result = trial_run.run(recipe, target, trial, trial_id, on_event, num_threads, gpu)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        target.replace_json(f"{folder}/{trial_id}.json", {"trial_id": trial_id, "values": values, "reason": reason})
+        raise
     record = {"values": values, "history": history, "trial_id": trial_id, "ended": True, "value": result[METRIC]}
     target.replace_json(f"{folder}/{trial_id}.json", record)
     tune.report(result | {"step": recipe.sweep.grader.steps, "job": trial_id})
@@ -133,8 +139,7 @@ def run(recipe: Recipe, target: Run, shape: Shape, tables: selection.Tables, ids
 def _outcome(target: Run, folder: str, results: Any, tried: tuple[str, ...], num_run: int) -> Outcome:
     """Mark what ASHA stopped, so that a resumed search does not train it again."""
     done = shards.commits(target, "trials/results")
-    failed = {result.config.get("trial_id", result.path): result.error for result in results if result.error}
-    ended = []
+    ended, reasons = [], {}
     for result in results:
         trial_id = (result.metrics or {}).get("job")
         if result.error or trial_id is None:
@@ -143,7 +148,12 @@ def _outcome(target: Run, folder: str, results: Any, tried: tuple[str, ...], num
         if f"trials/results/{trial_id}.parquet" not in done:
             key = f"{folder}/{trial_id}.json"
             target.replace_json(key, target.read_json(key) | {"stopped": True})
-    reasons = {trial_id: str(error).strip().splitlines()[-1][:300] for trial_id, error in failed.items()}
+    for key, _ in target.list(folder):
+        record = target.read_json(key)
+        if "reason" in record:
+            reasons[record["trial_id"]] = record["reason"]
+    lost = num_run - len(ended) - len(reasons)
+    reasons |= {f"search-{number}": "its worker ended without a word" for number in range(max(0, lost))}
     return Outcome((*tried, *ended), num_run, reasons)
 
 
@@ -162,30 +172,36 @@ def _space(recipe: Recipe) -> dict[str, Any]:
 
 
 def _searcher(recipe: Recipe, tried: list[dict[str, Any]]) -> Searcher:
-    """The searcher that the recipe names, told what is known; UserError where there is none of this name."""
-    name, options = recipe.sweep.search.searcher, {"metric": METRIC, "mode": "max"}
+    """The searcher that the recipe names, told what is known; UserError where there is none of this name.
+
+    A searcher that takes no earlier results (Ray's interface leaves that open) begins anew.
+    """
+    name = recipe.sweep.search.searcher
     try:
         if ":" in name:
             module, _, kind = name.partition(":")
-            made = getattr(importlib.import_module(module), kind)(**options)
+            made = getattr(importlib.import_module(module), kind)
         elif name in SEARCH_ALG_IMPORT:
-            made = tune.create_searcher(name, **options)
+            made = SEARCH_ALG_IMPORT[name]()
         else:
             names = ", ".join(sorted(SEARCH_ALG_IMPORT))
             raise UserError(f"sweep.search.searcher: Ray Tune has no {name!r}: use random, {names} or module:Class")
-    except (ImportError, AttributeError, AssertionError) as error:
+        taken = inspect.signature(made).parameters
+        points = [{key: value for key, value in record["values"].items() if value is not None} for record in tried]
+        rewards = [record.get("value", max((v for _, v in record["history"]), default=0.0)) for record in tried]
+        options: dict[str, Any] = {"metric": METRIC, "mode": "max"}
+        takes_points = {"points_to_evaluate", "evaluated_rewards"} <= set(taken)
+        if tried and takes_points:
+            options |= {"points_to_evaluate": points, "evaluated_rewards": rewards}
+        searcher = made(**options)
+    except (ImportError, AttributeError, AssertionError, TypeError) as error:
         # Ray's searchers assert that their package is there.
         raise UserError(
-            f"sweep.search.searcher {name!r} cannot be loaded ({error}): install the package that it needs"
+            f"sweep.search.searcher {name!r} cannot be made ({error}): install the package that it needs"
         ) from error
-    if not isinstance(made, Searcher):
+    if not isinstance(searcher, Searcher):
         raise UserError(f"sweep.search.searcher {name!r} is no searcher of Ray Tune's: name another")
-    can_learn = type(made).add_evaluated_point is not Searcher.add_evaluated_point
-    for record in tried if can_learn else []:
-        values = {key: value for key, value in record["values"].items() if value is not None}
-        history = [value for _, value in record["history"]]
-        made.add_evaluated_point(
-            values, record.get("value", max(history, default=0.0)), pruned=bool(record.get("stopped")),
-            intermediate_values=history,
-        )  # fmt: skip
-    return made
+    if not takes_points and type(searcher).add_evaluated_point is not Searcher.add_evaluated_point:
+        for point, reward in zip(points, rewards, strict=True):
+            searcher.add_evaluated_point(point, reward)
+    return searcher

@@ -26,7 +26,7 @@ from raydr.shapes import Shape
 from raydr.storage import Run
 from raydr.trials import Trial, plan
 
-FAILED = "trials/failed.json"
+FAILED, ERRORS = "trials/failed.json", "trials/errors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,13 @@ def run_trial(
         if event["event"] == "train":
             session.report_to(meter, **{f"done:{number}": event["step"] / event["steps"]})
 
-    tune.report(trial_run.run(recipe, Run(url), jobs[trial_id], trial_id, on_event, num_threads, gpu))
+    try:
+        result = trial_run.run(recipe, Run(url), jobs[trial_id], trial_id, on_event, num_threads, gpu)
+    except Exception as error:
+        # Tune's results of a trial that never reported do not say whose they are.
+        Run(url).replace_json(f"{ERRORS}/{trial_id}.json", {"reason": f"{type(error).__name__}: {error}"})
+        raise
+    tune.report(result)
 
 
 # -- on the driver --------------------------------------------------------------------------------
@@ -165,11 +171,11 @@ def _tune(recipe: Recipe, target: Run, shape: Shape, jobs: dict[str, Trial]) -> 
             num_threads=max(1, int(shape.trial_cpus)),
             gpu=shape.trial_gpus > 0,
         )
-        results = fit(
+        fit(
             recipe, target, shape, trainable, {"trial_id": tune.grid_search(list(jobs)), **space},
             tune.TuneConfig(reuse_actors=True), fingerprint(list(jobs))[:8],
         )  # fmt: skip
-    return reasons_of(target, jobs, results)
+    return reasons_of(recipe, target, jobs)
 
 
 def fit(
@@ -199,17 +205,18 @@ def fit(
     return tuner.fit()
 
 
-def reasons_of(target: Run, jobs: dict[str, Trial], results: Any) -> dict[str, str]:
-    """{trial id: why} of the jobs that left no committed row."""
+def reasons_of(recipe: Recipe, target: Run, jobs: dict[str, Trial]) -> dict[str, str]:
+    """{trial id: why} of the jobs that have not left what they were for: a committed row, or weights."""
     done = shards.commits(target, "trials/results")
-    lost = [trial_id for trial_id in jobs if f"trials/results/{trial_id}.parquet" not in done]
-    errors = {result.config["trial_id"]: result.error for result in results if result.error and result.config}
-    for trial_id in errors:
-        logging.getLogger("raydr").warning("trial %s failed: %s", trial_id, errors[trial_id])
-    return {trial_id: _sentence(errors.get(trial_id)) for trial_id in [*lost, *(set(errors) - set(lost))]}
-
-
-def _sentence(error: BaseException | None) -> str:
-    """The last line of a failure: its kind and message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error else []
-    return lines[-1][:300] if lines else "it left no result and no error"
+    lost = [
+        trial_id
+        for trial_id, trial in jobs.items()
+        if f"trials/results/{trial_id}.parquet" not in done or wants_weights(recipe, target, trial, trial_id)
+    ]
+    reasons = {}
+    for trial_id in lost:
+        key = f"{ERRORS}/{trial_id}.json"
+        told = target.read_json(key)["reason"] if target.exists(key) else "its worker ended without a word"
+        reasons[trial_id] = told.strip().splitlines()[0][:300]
+        logging.getLogger("raydr").warning("trial %s failed: %s", trial_id, reasons[trial_id])
+    return reasons
