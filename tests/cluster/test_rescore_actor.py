@@ -1,0 +1,61 @@
+"""What one call of the rescoring actor does, without a cluster: scores, a sentence, or a shard left out."""
+
+import json
+
+import numpy as np
+import pytest
+from grading.test_rescoring import member, write_images, write_photographs
+
+from raydr import schema, shards
+from raydr.cluster import rescore, session
+from raydr.grading import rescoring
+from raydr.storage import Run
+
+
+@pytest.fixture
+def work(tmp_path):
+    """(run, judges, plan) of one shard of six images."""
+    run = Run(tmp_path / "out")
+    write_photographs(run)
+    write_images(run)
+    member(tmp_path / "graders", "00-a")
+    judges = rescoring.find(run, str(tmp_path / "graders"), "score", session.node_cache(run))
+    return run, judges, rescoring.plan(run, judges)
+
+
+def actor(run, judges, name="rescore-1"):
+    return rescore.Rescore(run.url, judges.ensemble_id, judges.prefixes, name, gpu=False, threads=1)
+
+
+def call(made, item):
+    (answer,) = made({"item": np.array([json.dumps(item)])})["answer"]
+    return json.loads(answer)
+
+
+def test_a_call_commits_a_shard_and_a_repeated_one_adopts_it(work):
+    run, judges, (item,) = work
+    made = actor(run, judges)
+    assert call(made, item) == {"rows": 6}
+    before = shards.commits(run, "scores")
+    assert call(made, item) == {"rows": 6}
+    assert shards.commits(run, "scores") == before
+    assert shards.read(run, "scores", schema.SCORES).num_rows == 6
+
+
+def test_a_user_s_mistake_comes_back_as_its_sentence(work):
+    run, judges, (item,) = work
+    answer = call(actor(run, judges), item | {"sha256": "0" * 64})
+    assert "raydr repair" in answer["refused"]
+
+
+def test_the_fourth_start_of_a_session_leaves_the_shard_out(work):
+    run, judges, (item,) = work
+    for _ in range(rescore.MAX_STARTS):  # three processes that ended inside
+        shards.record_start(run, item["scores"], "rescore-1")
+    for _ in range(5):  # starts of earlier drivers
+        shards.record_start(run, item["scores"], "rescore-0")
+    assert call(actor(run, judges), item) == {"lost": item["key"]}
+    (note,) = shards.quarantined(run, "scores")
+    assert (note["key"], note["reason"]) == (item["scores"], "crashed")
+    # Another session tries again.
+    assert call(actor(run, judges, "rescore-2"), item) == {"rows": 6}
