@@ -12,13 +12,13 @@ from raydr.errors import UserError
 
 
 def test_the_verdict_by_hand():
-    pairs = [(Outcome(0.5, 0.4, 6.0, 2.0), Outcome(0.501, 0.41, 1.0, 2.0)) for _ in range(3)]
+    pairs = [(Outcome(0.5, 0.4, 6.0, 2.0), Outcome(0.501, 0.42, 1.0, 2.0)) for _ in range(3)]
     found = schedules.verdict(pairs)
     assert found["num_seeds"] == 3
     assert found["validation_loss_relative"]["mean"] == pytest.approx(0.002)
     assert found["validation_loss_relative"]["equivalent"]
-    assert found["acceptance"]["mean"] == pytest.approx(0.01)
-    assert not found["acceptance"]["equivalent"]  # on the edge is not inside
+    assert found["acceptance"]["mean"] == pytest.approx(0.02)
+    assert not found["acceptance"]["equivalent"]
     assert (found["ratio_full"], found["ratio_cheap"]) == (3.0, 0.5)
 
 

@@ -1,9 +1,15 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from raydr.diffusion.latents import LatentCache, encode
+from raydr.config import Finetune
+from raydr.diffusion.latents import LatentCache, LiveLatents, encode
+from raydr.diffusion.model import load_base
+from raydr.diffusion.state import Photographs, Spec
+from raydr.diffusion.training import Trainer
 from raydr.fundus.phantom import render
 
 PX = 32
@@ -45,3 +51,43 @@ def test_samples_are_of_the_row_and_the_mirror_asked_for():
     noise = torch.ones(2, 2, 1, 1)
     samples = cache.sample([2, 0], [1, 0], noise)
     assert samples.flatten().tolist() == [10.5, 11.5, 0.5, 1.5]
+
+
+def test_without_a_cache_the_same_is_drawn(base, pixels):
+    cache, live = encode(base, lambda part: pixels[part], 5), LiveLatents(base, pixels)
+    assert live.shape == cache.shape == (6, PX // 2, PX // 2)
+    rows, flips, noise = [3, 0, 4], [1, 0, 1], torch.randn(3, 6, PX // 2, PX // 2)
+    torch.testing.assert_close(live.sample(rows, flips, noise), cache.sample(rows, flips, noise), rtol=0, atol=1e-5)
+    torch.testing.assert_close(live.means([2, 1]), cache.means([2, 1]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_cache_saves_time_at_equal_loss(capsys):
+    """The shipped base, steps of both kinds in turns; the ratio that is printed is the README's."""
+    images = np.stack([render(1, index, index % 5, 64)[0] for index in range(20)])
+    known = load_base("phantom")
+    cache = encode(known, lambda part: images[part], 20)
+    config = Finetune(steps=16, batch_pairs=4, validate_every=0, kinds=("plain",))
+    runs = []
+    for live in (False, True):
+        base = copy.deepcopy(known)
+        grades = np.arange(20) % 5
+        source = LiveLatents(base, images) if live else cache
+        role = Photographs(tuple(map(str, range(20))), grades, ("DDR",) * 20, source)
+        heard = []
+
+        def on_event(event, heard=heard, live=live, runs=runs):
+            heard.append(event)
+            if live:
+                runs[1][0].prompts.clear()  # the text encoder is asked at every step, too
+
+        runs.append((Trainer(base, config, Spec("p", "plain", (1,), "DDR", 3), role, role, on_event=on_event), heard))
+    for step in range(1, config.steps + 1):
+        for run, _ in runs if step % 2 else reversed(runs):
+            run.run(step)
+    losses = [[event["loss"] for event in heard] for _, heard in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    cached, uncached = (np.median([event["step_seconds"] for event in heard[2:]]) for _, heard in runs)
+    with capsys.disabled():
+        print(f"\ncached {8 / cached:.1f}, uncached {8 / uncached:.1f} samples/s: {uncached / cached:.2f}x")
+    assert uncached / cached > 1.05
