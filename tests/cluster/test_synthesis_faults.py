@@ -29,7 +29,7 @@ from raydr.images import encode
 from raydr.lineage import sample_id
 from raydr.storage import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SCRIPT = Path(__file__).parent / "standin_cli.py"
 KILLS = 3
 SIZE = 8  # images of a shard in the debug recipe
@@ -54,7 +54,7 @@ def start(out, *options, count=32, **environment):
     )  # fmt: skip
 
 
-def end(process, seconds=200):
+def end(process, seconds=400):
     """(exit code, what it said with its lines joined); a driver that hangs is killed and fails the test."""
     try:
         said, _ = process.communicate(timeout=seconds)
@@ -101,7 +101,7 @@ def commits(out):
     return shards.commits(Run(str(out)), "synthetic")
 
 
-def until(condition, seconds=120, every=0.02):
+def until(condition, seconds=300, every=0.02):
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it never came to that"
