@@ -90,12 +90,16 @@ def recording(memory: bool = True, resident: bool = False, newcomers: bool = Fal
     busy, result.started, clock = busy_seconds(), time.time(), time.perf_counter()
     result.cpu.append((result.started, 0.0))
 
+    def count(now: list[psutil.Process]) -> None:
+        # The system counts in steps of 10 ms, a thread's own time is exact: their difference must not run backwards.
+        result.cpu.append((time.time(), max(result.cpu[-1][1], spent.see(now) - mine)))
+
     def watch() -> None:
         nonlocal mine
         number = 0
         while not stop.wait(EVERY_SECONDS):
             now = members()
-            result.cpu.append((time.time(), spent.see(now) - mine))
+            count(now)
             if number % MEMORY_EVERY == 0:
                 if memory:
                     result.peak_bytes = max(result.peak_bytes, shared_once(now))
@@ -113,7 +117,7 @@ def recording(memory: bool = True, resident: bool = False, newcomers: bool = Fal
         stop.set()
         thread.join()
         result.seconds = time.perf_counter() - clock
-        result.cpu.append((time.time(), spent.see(members()) - mine))
+        count(members())
         if memory:
             result.peak_bytes = max(result.peak_bytes, shared_once(members()))
         result.others = max(0.0, (busy_seconds() - busy - result.cpu_seconds) / result.seconds)
