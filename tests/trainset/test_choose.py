@@ -208,4 +208,5 @@ def test_twenty_thousand_rows_at_once(run):
 @pytest.mark.slow
 def test_a_hundred_thousand_rows_at_once(run):
     write_many(run, 100_000)
-    assert quickest(run, time.perf_counter) < 1.0
+    # Seconds of one core, which four threads share; a busy machine adds to them.
+    assert quickest(run, time.process_time) < 1.2
