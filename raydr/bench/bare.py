@@ -188,8 +188,8 @@ def train_generator(url: str, recipe: Recipe, threads: int, device: str) -> None
     dataset = finetune.dataset_of(recipe, target)
     spec = Spec(generator.generator_id, generator.kind, generator.grades, dataset, generator.seed)
     writer = SummaryWriter(str(target.path("logs/tensorboard/bare")))
-    roles = [parts[name] for name in ("train", "prior", "validation")]
-    Trainer(base, config, spec, *roles, writer=writer, embeddings=words).run()
+    train, prior, held = (parts[name] for name in ("train", "prior", "validation"))
+    Trainer(base, config, spec, train, prior, held, writer=writer, embeddings=words).run()
     writer.close()
 
 

@@ -89,6 +89,7 @@ def recording(memory: bool = True, resident: bool = False, newcomers: bool = Fal
     spent.see(members(), starting=True)
     busy, result.started, clock = busy_seconds(), time.time(), time.perf_counter()
     result.cpu.append((result.started, 0.0))
+    mine = 0.0  # CPU-seconds of the watching thread itself
 
     def count(now: list[psutil.Process]) -> None:
         # The system counts in steps of 10 ms, a thread's own time is exact: their difference must not run backwards.
@@ -108,7 +109,6 @@ def recording(memory: bool = True, resident: bool = False, newcomers: bool = Fal
             number += 1
             mine = 0.0 if newcomers else time.thread_time()
 
-    mine = 0.0
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
