@@ -173,7 +173,7 @@ def test_the_live_page_follows_the_run_and_keeps_what_was_set(tmp_path, monkeypa
                 await asyncio.sleep(4)  # the page has asked for the version once
                 shards.commit(run, "synthetic/plain-g1-0/g1-000001.parquet", table, schema.SYNTHETIC, "synthetic")
                 for _ in range(60):
-                    if await shown(tab) == "16":
+                    if await shown(tab) == "16" and await tab.evaluate("document.readyState") == "complete":
                         break
                     await asyncio.sleep(1)
                 assert await shown(tab) == "16"
