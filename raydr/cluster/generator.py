@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from raydr import lineage, schema, shards
-from raydr.cluster import ensemble, finetune, session, staging, telemetry
+from raydr.cluster import ensemble, latents, session, staging, telemetry
 from raydr.cluster.quota import SHORT_ID
 from raydr.cluster.sink import NOTHING, RAW
 from raydr.config import Recipe
@@ -215,7 +215,7 @@ def gate(recipe: Recipe, target: Run) -> Any:
     from raydr.grading import nearest
 
     table = shards.read(target, "real", schema.REAL, ensemble.COLUMNS)
-    seen = table.take(finetune.prior_rows(table, recipe.fold))
+    seen = table.take(latents.prior_rows(table, recipe.fold))
     digests = seen["sha256"].to_pylist()
     array = ensemble.image_array(target, recipe.finetune.px, [("real", schema.REAL)], digests)
     return nearest.fit(array, array.positions(digests), seen["image_id"].to_pylist(), seen["patient_id"].to_pylist())
