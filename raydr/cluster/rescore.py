@@ -9,12 +9,13 @@ images were made judges only those. `raydr select --ensemble ID` takes these sco
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
-from raydr import shards
+from raydr import schema, selection, shards
 from raydr.cluster import placement, session
 from raydr.config import Recipe
 from raydr.errors import BudgetExhausted, MissingInput, UserError
@@ -80,7 +81,7 @@ def run(recipe: Recipe, out: str | Run, ensemble: str, role: str = "score", shap
         raise MissingInput(f"{target.url} holds no synthetic images: run `raydr synthesize` first, or check --out")
     cache = session.node_cache(target)
     judges = rescoring.find(target, ensemble, role, cache)
-    rescoring.refuse_leaks(target, rescoring.metas(target, judges, cache), recipe.fold)
+    refuse_leaks(target, rescoring.metas(target, judges, cache), recipe.fold)
     items = rescoring.plan(target, judges)
     prefix = f"scores/{judges.ensemble_id}"
     done = shards.commits(target, prefix)
@@ -100,6 +101,17 @@ def run(recipe: Recipe, out: str | Run, ensemble: str, role: str = "score", shap
         "images": sum(item["rows"] for item in items),
         "scored": sum(item["rows"] for item in todo),
     }
+
+
+def refuse_leaks(run: Run, members: Sequence[Any], fold: int | None) -> None:
+    """LeakageError where a member has seen a test photograph, or a validation one of the evaluated fold (strict)."""
+    from raydr.grading.ensemble import check_leakage
+
+    real = shards.read(run, "real", schema.REAL, ["image_id", "split", "fold", "grade"])
+    for part in ("test", "validation"):
+        hidden = real["image_id"].take(selection.part_of(real, part, fold)).to_pylist()
+        for meta in members:
+            check_leakage(meta, hidden, part)
 
 
 def _stream(

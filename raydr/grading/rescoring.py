@@ -1,7 +1,6 @@
 """Another ensemble's scores of images that exist: which members, what they may not have seen, one shard's scores."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydr import lineage, schema, selection, shards
+from raydr import lineage, schema, shards
 from raydr.errors import DamagedData, MissingInput
-from raydr.grading.ensemble import META, WEIGHTS, Ensemble, Meta, check_leakage, load_member, load_meta, score
+from raydr.grading.ensemble import META, WEIGHTS, Ensemble, Meta, load_member, load_meta, score
 from raydr.identity import fingerprint, sha256
 from raydr.images import decode
 from raydr.ledger import Commit, damaged
@@ -72,15 +71,6 @@ def _has_role(meta: Meta, role: str) -> bool:
 
 def metas(run: Run, judges: Judges, cache: Path) -> list[Meta]:
     return [load_meta(run.folder(prefix, cache)) for prefix in judges.prefixes]
-
-
-def refuse_leaks(run: Run, members: Sequence[Meta], fold: int | None) -> None:
-    """LeakageError where a member has seen a test photograph, or a validation one of the evaluated fold (strict)."""
-    real = shards.read(run, "real", schema.REAL, ["image_id", "split", "fold", "grade"])
-    for part in ("test", "validation"):
-        hidden = real["image_id"].take(selection.part_of(real, part, fold)).to_pylist()
-        for meta in members:
-            check_leakage(meta, hidden, part)
 
 
 def load(run: Run, judges: Judges, cache: Path, device: str = "cpu") -> Ensemble:

@@ -1,4 +1,4 @@
-"""What one call of the rescoring actor does, without a cluster: scores, a sentence, or a shard left out."""
+"""Rescoring without a cluster: what a call of the actor leaves, and which members are refused."""
 
 import json
 
@@ -8,7 +8,8 @@ from grading.test_rescoring import member, write_images, write_photographs
 
 from raydr import schema, shards
 from raydr.cluster import rescore, session
-from raydr.grading import rescoring
+from raydr.errors import LeakageError
+from raydr.grading import ensemble, rescoring
 from raydr.storage import Run
 
 
@@ -59,3 +60,30 @@ def test_the_fourth_start_of_a_session_leaves_the_shard_out(work):
     assert (note["key"], note["reason"]) == (item["scores"], "crashed")
     # Another session tries again.
     assert call(actor(run, judges, "rescore-2"), item) == {"rows": 6}
+
+
+@pytest.mark.parametrize(
+    ("seen", "fold", "told"),
+    [
+        (["DDR/test-0"], None, "00-a.* was trained on 1 of 1 test"),
+        (["DDR/test-0"], 0, "trained on 1 of 1 test"),
+        (["DDR/train-0"], 0, "trained on 1 of 1 validation"),
+        (["DDR/train-0", "DDR/train-1"], 1, "trained on 1 of 1 validation"),
+        (["DDR/train-1"], 0, None),
+        (["DDR/train-0", "DDR/train-1"], None, None),
+    ],
+)
+def test_members_that_saw_what_is_evaluated_are_refused(work, tmp_path, seen, fold, told):
+    member(tmp_path / "others", "00-a", trained_on=seen)
+    metas = [ensemble.load_meta(tmp_path / "others" / "00-a")]
+    if told is None:
+        rescore.refuse_leaks(work[0], metas, fold)
+        return
+    with pytest.raises(LeakageError, match=told):
+        rescore.refuse_leaks(work[0], metas, fold)
+
+
+def test_imported_checkpoints_prove_nothing(work, tmp_path):
+    member(tmp_path / "others", "00-a", provenance="imported")
+    with pytest.raises(LeakageError, match="was imported and cannot show"):
+        rescore.refuse_leaks(work[0], [ensemble.load_meta(tmp_path / "others" / "00-a")], None)

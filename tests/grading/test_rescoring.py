@@ -7,7 +7,7 @@ import pytest
 from grading.blobs import blobs
 from raydr import identity, images, schema, shards
 from raydr.config import Grader
-from raydr.errors import DamagedData, LeakageError, MissingInput
+from raydr.errors import DamagedData, MissingInput
 from raydr.grading import ensemble, rescoring
 from raydr.grading.backbones import build
 from raydr.lineage import sample_id, scores_key, shard_key
@@ -133,33 +133,6 @@ def test_no_member_of_that_role(run, graders, tmp_path):
         rescoring.find(run, "e-1", "audit", tmp_path / "cache")
     with pytest.raises(MissingInput, match="role 'audit'"):
         rescoring.find(run, str(graders), "audit", tmp_path / "cache")
-
-
-@pytest.mark.parametrize(
-    ("seen", "fold", "told"),
-    [
-        (["DDR/test-0"], None, "00-a.* was trained on 1 of 1 test"),
-        (["DDR/test-0"], 0, "trained on 1 of 1 test"),
-        (["DDR/train-0"], 0, "trained on 1 of 1 validation"),
-        (["DDR/train-0", "DDR/train-1"], 1, "trained on 1 of 1 validation"),
-        (["DDR/train-1"], 0, None),
-        (["DDR/train-0", "DDR/train-1"], None, None),
-    ],
-)
-def test_members_that_saw_what_is_evaluated_are_refused(run, tmp_path, seen, fold, told):
-    member(tmp_path / "graders", "00-a", trained_on=seen)
-    metas = [ensemble.load_meta(tmp_path / "graders" / "00-a")]
-    if told is None:
-        rescoring.refuse_leaks(run, metas, fold)
-        return
-    with pytest.raises(LeakageError, match=told):
-        rescoring.refuse_leaks(run, metas, fold)
-
-
-def test_imported_checkpoints_prove_nothing(run, tmp_path):
-    member(tmp_path / "graders", "00-a", provenance="imported")
-    with pytest.raises(LeakageError, match="was imported and cannot show"):
-        rescoring.refuse_leaks(run, [ensemble.load_meta(tmp_path / "graders" / "00-a")], None)
 
 
 def test_a_damaged_shard_gets_no_scores(run, graders, tmp_path):
