@@ -1,5 +1,7 @@
 """Snapshots are found on the storage, trusted by their checksum, and kept few; no Ray is started."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -93,3 +95,22 @@ def test_the_sentence_is_found_inside_ray_trains_wrappers():
     group.worker_failures = {0: RuntimeError("connection reset"), 1: wrapped}
     assert snapshots.sentence(group) is mistake
     assert snapshots.sentence(RuntimeError("other")) is None
+
+
+def test_a_notice_is_heard_once_for_each_node(monkeypatch):
+    notices = iter([None, {"a": [0]}, {"a": [0]}, {"a": [0], "b": [1]}, {"a": [0], "b": [1]}])
+    monkeypatch.setattr(
+        snapshots.ray.train,
+        "get_preemption_info",
+        lambda: (lambda nodes: nodes and SimpleNamespace(preempted_node_to_ranks=nodes))(next(notices)),
+    )
+    urgent = snapshots.Preemption(possible=True)
+    assert [(urgent(), urgent.noticed) for _ in range(5)] == [
+        (False, False), (True, True), (False, False), (True, True), (False, False),
+    ]  # fmt: skip
+
+
+def test_one_machine_never_asks(monkeypatch):
+    """Asking is a barrier a step; the node of the driver goes with the driver."""
+    monkeypatch.setattr(snapshots.ray.train, "get_preemption_info", None)
+    assert not snapshots.Preemption(possible=False)()

@@ -285,6 +285,13 @@ def test_checkpoints_come_when_asked(base):
     assert not torch.equal(*(next(iter(state.weights.values())) for state in states))
 
 
+def test_a_notice_is_answered_by_a_checkpoint_at_that_step(base):
+    run, _ = trainer(base, config=dataclasses.replace(CONFIG, checkpoint_every=4))
+    states = []
+    run.run(checkpoint=states.append, urgent=lambda: run.step == 3)
+    assert [state.step for state in states] == [3, 4]
+
+
 def test_what_is_trained_fits_what_it_saw(base):
     """Validation on the training photographs: their loss falls. (Random latents: there is nothing else to learn.)"""
     config = dataclasses.replace(CONFIG, steps=25, learning_rate=1e-2, batch_pairs=4, validate_every=25, w_prior=0.0)
