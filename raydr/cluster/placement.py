@@ -77,7 +77,8 @@ def bundle(cpus: float, gpus: float) -> Any:
     from ray.tune import PlacementGroupFactory
 
     needed = {"CPU": cpus, **({"GPU": gpus} if gpus else {}), **resources(gpus)}
-    return PlacementGroupFactory([needed], **({"bundle_label_selector": [labels()]} if labels() else {}))
+    selectors: dict[str, Any] = {"bundle_label_selector": [labels()]} if labels() else {}
+    return PlacementGroupFactory([needed], **selectors)
 
 
 def options(gpus: float = 0.0) -> dict[str, Any]:
