@@ -54,6 +54,14 @@ def _cosine(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float
         group["lr"] = rate
 
 
+def _kept(path: Path, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        torch.save(make(), temporary)
+        temporary.replace(path)
+    return torch.load(path, weights_only=True)
+
+
 def _pixel_loss(error: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     # Exudates and new vessels differ from haemorrhages by colour more than by brightness.
     colour = (error - error.mean(1, keepdim=True)).abs()
@@ -162,7 +170,10 @@ def train_unet(config: BaseConfig, parts: tuple, latents: torch.Tensor, work: Pa
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        _cosine(optimizer, step, config.unet_steps, config.learning_rate)
+        # A second cycle instead of one long one: what came of the first could be looked at, and kept.
+        cycle = min(config.unet_cycle, config.unet_steps)
+        before, length = (0, cycle) if step < cycle else (cycle, config.unet_steps - cycle)
+        _cosine(optimizer, step - before, length, config.learning_rate)
         optimizer.step()
         average.update_parameters(model)
         if (step + 1) % 50 == 0:
@@ -221,7 +232,7 @@ def build(
     tokenizer, _, vae, _, scheduler = parts
     train_vae(config, vae, images, masks, work, on_event)
     make_deterministic(vae)
-    latents = encode_all(vae, images)
+    latents = _kept(work / "latents.pt", lambda: encode_all(vae, images))
     # Registered in the VAE's config, as Stable Diffusion does, so that any loader scales alike.
     scaling = round(1 / float(latents[: len(images)].std()), 5)
     vae.register_to_config(scaling_factor=scaling)
