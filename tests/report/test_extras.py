@@ -78,7 +78,7 @@ def test_cost_without_prices_is_not_shown(tmp_path):
     run.replace_json("logs/spend/synthesize-a.json", fake_run.SPENT | {"priced_seconds": 0.0, "cost": 0.0})
     html, results = page.render(run, fake_run.recipe(num_seeds=1))
     assert results["cost"]["synthesize"]["cost"] is None
-    assert "cost per accepted image" not in visible(html)
+    assert "cost per accepted one" not in visible(html)
     assert "3 min 20 s" in visible(html)  # GPU time is known all the same
     # Example prices are called so.
     run.replace_json("logs/spend/synthesize-a.json", fake_run.SPENT | {"checked": False})
