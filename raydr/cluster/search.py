@@ -16,6 +16,7 @@ from ray.tune.search import SEARCH_ALG_IMPORT, Searcher
 
 from raydr import selection, shards, trials
 from raydr.cluster import session, tracking, trial_run
+from raydr.cluster.tuning import fit, inputs_of
 from raydr.config import Recipe
 from raydr.errors import UserError
 from raydr.identity import fingerprint
@@ -82,11 +83,9 @@ def run_trial(
 
 def run(recipe: Recipe, target: Run, shape: Shape, tables: selection.Tables, ids: dict[str, Trial]) -> Outcome:
     """Bring the search to `num_trials`; `ids` holds the trials of a random one among others."""
-    from raydr.cluster import sweep
-
     config = recipe.sweep.search
     base = trials.search_base(recipe, tables)
-    inputs = sweep.inputs_of(recipe, target, config.arm)
+    inputs = inputs_of(recipe, target, config.arm)
     identity = dataclasses.replace(config, num_trials=1)
     folder = f"trials/search/{fingerprint(identity, base.trial_id(recipe, inputs))}"
     known = {key: target.read_json(key) for key, _ in target.list(folder)}
@@ -132,7 +131,7 @@ def run(recipe: Recipe, target: Run, shape: Shape, tables: selection.Tables, ids
             reuse_actors=True,
         )
         name = fingerprint(folder, sorted(tried), num_left)[:8]
-        results = sweep.fit(recipe, target, shape, trainable, space, tuning, name)
+        results = fit(recipe, target, shape, trainable, space, tuning, name)
     return _outcome(target, folder, results, tuple(tried), num_left)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from raydr import images
 from raydr.errors import DamagedData, MissingInput
-from raydr.grading.arrays import ImageArray
+from raydr.grading.arrays import ImageArray, Joined
 from raydr.identity import sha256
 
 
@@ -121,3 +121,36 @@ def test_missing_and_errors(tmp_path):
         ImageArray.build(tmp_path, 24, [(sha256(b"text"), b"text")])
     assert len(ImageArray(tmp_path, 24)) == 1
     assert len(ImageArray(tmp_path / "new", 32)) == 0
+
+
+def test_computed_pixels_are_made_once_and_keyed_by_their_source(tmp_path):
+    digests = [sha256(bytes([k])) for k in range(5)]
+    asked = []
+
+    def make(wanted):
+        asked.append(list(wanted))
+        return [np.full((24, 24, 3), digests.index(digest), np.uint8) for digest in wanted]
+
+    array = ImageArray.extend(tmp_path, 24, digests[:3], make)
+    array = ImageArray.extend(tmp_path, 24, [digests[1], digests[4], digests[4]], make)
+    assert asked == [digests[:3], [digests[4]]]
+    assert array[array.positions([digests[4], digests[0]])][:, 0, 0, 0].tolist() == [4, 0]
+    assert len(array) == 4
+
+
+def test_several_arrays_as_one(tmp_path):
+    one = ImageArray.build(tmp_path / "a", 24, rows(3))
+    other = ImageArray.extend(
+        tmp_path / "b",
+        24,
+        [sha256(b"x"), sha256(b"y")],
+        lambda wanted: [np.full((24, 24, 3), 7, np.uint8)] * len(wanted),
+    )
+    both = Joined(one, other)
+    assert len(both) == 5
+    order = np.array([4, 0, 3, 2, 0])
+    expected = np.concatenate([one[np.arange(3)], other[np.arange(2)]])[order]
+    np.testing.assert_array_equal(both[order], expected)
+    np.testing.assert_array_equal(both.positions([rows(3)[2][0]]), [2])
+    with pytest.raises(AssertionError):
+        Joined(one, ImageArray.build(tmp_path / "c", 12, rows(1, 12)))
