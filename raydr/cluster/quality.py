@@ -47,7 +47,8 @@ def run(recipe: Recipe, target: Run, weights: str | None = None) -> dict[str, An
     for key, record in done.items():
         groups.setdefault(name_of(key), {})[key] = record
     grades = sorted({grade for _, grade in groups})
-    with terminal.bar("quality", 1, "images") as bar:
+    total = sum(min(MOST, sum(record.rows for record in records.values())) for records in groups.values())
+    with terminal.bar("quality", total, "images") as bar:
         seen = 0
 
         def embed(encoded: list[bytes], px: int) -> np.ndarray:
@@ -56,7 +57,7 @@ def run(recipe: Recipe, target: Run, weights: str | None = None) -> dict[str, An
             for start in range(0, len(encoded), BATCH):
                 parts.append(extract(np.stack([decode(data, px) for data in encoded[start : start + BATCH]])))
                 seen += len(parts[-1])
-                bar.to(seen, total=max(seen, 1))
+                bar.to(seen, total=max(seen, total))  # photographs come on top
             return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
         found: dict[str, dict[str, Any]] = {}
