@@ -170,10 +170,7 @@ def train_unet(config: BaseConfig, parts: tuple, latents: torch.Tensor, work: Pa
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        # A second cycle instead of one long one: what came of the first could be looked at, and kept.
-        cycle = min(config.unet_cycle, config.unet_steps)
-        before, length = (0, cycle) if step < cycle else (cycle, config.unet_steps - cycle)
-        _cosine(optimizer, step - before, length, config.learning_rate)
+        _cosine(optimizer, step, config.unet_steps, config.learning_rate)
         optimizer.step()
         average.update_parameters(model)
         if (step + 1) % 50 == 0:
