@@ -73,6 +73,12 @@ def synthesize(out, *options, count=32, **environment):
     return end(start(out, *options, count=count, **environment))
 
 
+def made(out, *options, count=32):
+    """Synthesize undisturbed, to the end."""
+    code, said = synthesize(out, *options, count=count)
+    assert code == 0, said
+
+
 def behave(out, **how):
     out.mkdir(parents=True, exist_ok=True)
     (out / "standin.json").write_text(json.dumps(how))
@@ -244,7 +250,7 @@ def test_a_generator_that_always_raises_ends_the_stage(ray_temp, tmp_path):
 
 def test_a_full_disk_is_one_sentence_and_resumes(ray_temp, tmp_path):
     out = tmp_path / "out"
-    code, said = synthesize(out)
+    made(out)
     before = committed(out)
     code, said = synthesize(out, count=128, RAYDR_FAILPOINT="before_fsync:enospc:6")
     assert code == 2, said
@@ -258,7 +264,7 @@ def test_a_full_disk_is_one_sentence_and_resumes(ray_temp, tmp_path):
 
 def test_damage_is_found_and_made_again_and_other_settings_are_refused(ray_temp, tmp_path, capsys):
     out = tmp_path / "out"
-    assert synthesize(out)[0] == 0
+    made(out)
     one, two, three, *_ = sorted((out / "synthetic").rglob("*.parquet"))
     one.write_bytes(one.read_bytes()[:-100])
     two.unlink()
@@ -292,8 +298,9 @@ def test_two_drivers(ray_temp, tmp_path):
     assert code == 2
     assert f"pid {first.pid}" in said
     second = start(out, count=64, STANDIN_FORCE="1")
-    assert end(first)[0] == 0
-    assert end(second)[0] == 0
+    for process in (first, second):
+        code, said = end(process)
+        assert code == 0, said
     assert committed(out) == planned(64)
     assert shards.verify(Run(str(out))) == []
 
@@ -322,7 +329,7 @@ def test_a_stop_finishes_what_is_in_flight_and_says_how_to_go_on(how, ray_temp, 
     assert 0 < len(commits(out)) < 32
     assert every_start_was_finished(out)
     behave(out)
-    assert synthesize(out, count=128)[0] == 0
+    made(out, count=128)
     assert committed(out) == planned(128)
     assert not (out / "_stop").exists()
 
