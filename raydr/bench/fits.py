@@ -76,8 +76,8 @@ class Ratios:
 
 
 def ratios(pipeline: Sequence[float], bare: Sequence[float]) -> Ratios:
-    """b_bare / b_pipeline of each pair, from seconds a unit: 1 = the pipeline costs nothing."""
-    values = tuple(theirs / ours for ours, theirs in zip(pipeline, bare, strict=True))
+    """b_bare / b_pipeline of each pair, from seconds a unit: 1 = the pipeline costs nothing; nan for no seconds."""
+    values = tuple(theirs / ours if ours else math.nan for ours, theirs in zip(pipeline, bare, strict=True))
     return Ratios(values, median(values), min(values), max(values))
 
 

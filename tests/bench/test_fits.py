@@ -51,6 +51,7 @@ def test_ratios_are_of_neighbours():
     found = ratios([2.0, 4.0, 1.0], [1.9, 3.0, 1.1])
     assert found.values == pytest.approx((0.95, 0.75, 1.1))
     assert (found.median, found.low, found.high) == pytest.approx((0.95, 0.75, 1.1))
+    assert math.isnan(ratios([0.0], [1.0]).median)
     with pytest.raises(ValueError, match="shorter"):
         ratios([1.0, 2.0], [1.0])
 
