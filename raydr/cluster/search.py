@@ -64,8 +64,10 @@ def run_trial(
             history.append([event["step"], event["balanced_accuracy"]])
             record = {"values": values, "history": history, "trial_id": trial_id, "ended": False}
             target.replace_json(f"{folder}/{trial_id}.json", record)
-            # Here Tune may end the training: the record above says how far it came.
-            tune.report({METRIC: event["balanced_accuracy"], "step": event["step"], "job": trial_id})
+            # Here Tune may end the training: the record above says how far it came. At the last step it must not: ASHA
+            # stops every trial that has reached its longest, and this one is not committed yet.
+            if event["step"] < recipe.sweep.grader.steps:
+                tune.report({METRIC: event["balanced_accuracy"], "step": event["step"], "job": trial_id})
 
     try:
         result = trial_run.run(recipe, target, trial, trial_id, on_event, num_threads, gpu)

@@ -15,7 +15,7 @@ from cluster.small_run import add_samples, changed, make_run, recomputed, result
 from ray.tune.search import Searcher
 
 from raydr import schema, shards
-from raydr.cluster import session, sweep
+from raydr.cluster import search, session, sweep
 from raydr.errors import UserError
 from raydr.graders import Axes, Search
 from raydr.shapes import Shape
@@ -141,15 +141,35 @@ def test_a_search_stays_inside_its_arm_and_resumes(tmp_path, ray_temp, monkeypat
     rates = sorted(round(row["learning_rate"], 6) for row in results(run) if row["purpose"] == "search")
     assert set(Fixed.RATES) <= set(rates)
     assert [rates.count(rate) for rate in Fixed.RATES] == [1, 1, 1, 1], "what was known is not asked for again"
-    wrong = changed(recipe, sweep={"search": Search("naive", 2, searcher="optunna")})
-    with pytest.raises(UserError, match="Ray Tune has no 'optunna'"), session.session(SHAPE):
-        sweep.run(wrong, run, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("optunna", "Ray Tune has no 'optunna': use random, "),
+        ("optuna", "'optuna' cannot be made .*install the package"),
+        ("no.such.module:Class", "cannot be made"),
+        ("raydr.storage:Run", "cannot be made"),
+        ("variant_generator", "cannot be made|is no searcher of Ray Tune's"),
+    ],
+)
+def test_a_searcher_that_is_none_is_one_sentence(name, words):
+    with pytest.raises(UserError, match=words):
+        search._searcher(small_recipe(search=Search("naive", 2, searcher=name)), [])
+
+
+def test_a_searcher_is_told_what_is_known():
+    recipe = small_recipe(search=Search("naive", 4, searcher="cluster.test_sweep:Fixed"))
+    known = [{"values": {"learning_rate": 0.002, "loss": None}, "history": [[2, 0.3]], "value": 0.4}]
+    found = search._searcher(recipe, known)
+    assert found._told == [0.002]
+    assert found.metric == "validation_balanced_accuracy"
 
 
 DRIVER = """
 import sys
 from cluster.small_run import small_recipe
-from raydr.cluster import session, sweep
+from raydr.cluster import search, session, sweep
 from raydr.shapes import Shape
 import dataclasses
 recipe = small_recipe(num_seeds=4)
