@@ -90,4 +90,4 @@ def test_the_cache_saves_time_at_equal_loss(capsys):
     cached, uncached = (np.median([event["step_seconds"] for event in heard[2:]]) for _, heard in runs)
     with capsys.disabled():
         print(f"\ncached {8 / cached:.1f}, uncached {8 / uncached:.1f} samples/s: {uncached / cached:.2f}x")
-    assert uncached / cached > 1.05
+    assert uncached / cached > 1.2  # 1.44 measured on two busy cores; SD 1.5 has more VAE to save: 1.66 by FLOPs
