@@ -5,6 +5,8 @@ pixels are equal either way.
 """
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -14,6 +16,10 @@ from raydr.errors import DamagedData
 # Refuse decompression bombs: 200 megapixels is twice the largest fundus camera sold.
 MAX_PIXELS = 200_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+# What a table may hold. Never all that Pillow knows: EPS starts an interpreter.
+FORMATS = ("WEBP", "PNG", "JPEG")
+# What Pillow's readers raise beside OSError for bytes that are no whole image.
+BROKEN = (SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 def encode(pixels: np.ndarray, codec: str = "webp") -> bytes:
@@ -34,12 +40,17 @@ def decode(data: bytes, px: int | None = None) -> np.ndarray:
     Raises OSError for bytes that are no whole image, DamagedData for one of more than MAX_PIXELS.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise DamagedData(f"An image is no photograph: {error}") from None
+    except BROKEN as error:
+        raise OSError(f"broken image header: {error}") from None
     if image.width * image.height > MAX_PIXELS:  # Pillow only warns up to twice this
         raise DamagedData(f"An image is no photograph: {image.width} x {image.height} px")
-    image = image.convert("RGB")
+    try:
+        image = image.convert("RGB")
+    except BROKEN as error:
+        raise OSError(f"broken image: {error}") from None
     if px is not None and image.size != (px, px):
         image = image.resize((px, px), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return np.asarray(image)

@@ -86,3 +86,12 @@ def test_thumbnails_are_small_jpegs():
     assert (image.format, image.size) == ("JPEG", (32, 32))
     assert len(data) < 3000
     assert np.abs(np.asarray(Image.open(io.BytesIO(jpeg(pixels, 64, 95)))).astype(int) - pixels).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PPM", "TIFF", "EPS"])
+def test_a_table_holds_webp_png_and_jpeg_only(kind):
+    """Pillow hands EPS to an interpreter: an "image" of a stranger's run must not get that far."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, kind)
+    with pytest.raises(OSError, match="cannot identify"):
+        decode(buffer.getvalue())
