@@ -180,11 +180,34 @@ def pool(shape: Shape, num_tickets: int) -> ray.data.ActorPoolStrategy:
 
 def _stream(work: Work, shape: Shape, name: str, quota: Any) -> None:
     """One streaming execution: tickets are as many as the budget allows; it ends when the quotas are met."""
-    recipe, url = work.recipe, work.target.url
-    config = recipe.synthesize
+    size = work.recipe.synthesize.shard_size
+    total, done = sum(item.least for item in work.wanted) * size, 0
+    context = ray.data.DataContext.get_current().copy()
+    # Else Ray Data wraps what the stages raise, and what it wrapped is lost on the way to the driver.
+    context.raise_original_map_exception = True
+    with ray.data.DataContext.current(context):
+        stream = _pipeline(work, shape, name)
+        with session.metered("synthesize", total, "images") as meter, Overseer(quota, size, meter) as watch:
+            try:
+                for row in stream.iter_rows():
+                    done += row["rows"]
+                    session.report_to(meter, done=done)
+                    state = watch.look()
+                    telemetry.quota(state["targets"], work.wanted)
+                    if watch.is_over(state):
+                        break
+            except ray.exceptions.RayTaskError as error:
+                # What a user can mend (a full disk, say) is one sentence here as it was on its node.
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise
+
+
+def _pipeline(work: Work, shape: Shape, name: str) -> ray.data.Dataset:
+    """Tickets -> generators -> sink; nothing runs until it is read."""
+    config, url = work.recipe.synthesize, work.target.url
     num_tickets = sum(item.most for item in work.wanted)
-    total = sum(item.least for item in work.wanted) * config.shard_size
-    stream = (
+    return (
         ray.data.range(num_tickets, override_num_blocks=num_tickets)
         .map_batches(
             Generate,
@@ -209,7 +232,7 @@ def _stream(work: Work, shape: Shape, name: str, quota: Any) -> None:
             zero_copy_batch=True,
             fn_kwargs={
                 "url": url,
-                "recipe": recipe,
+                "recipe": work.recipe,
                 "ensemble_id": work.ensemble_id,
                 "quota": name,
                 "versions": versions(),
@@ -218,26 +241,3 @@ def _stream(work: Work, shape: Shape, name: str, quota: Any) -> None:
             **placement.options(),
         )
     )
-    done = 0
-    with session.metered("synthesize", total, "images") as meter, Overseer(quota, config.shard_size, meter) as watch:
-        try:
-            for row in stream.iter_rows():
-                done += row["rows"]
-                session.report_to(meter, done=done)
-                state = watch.look()
-                telemetry.quota(state["targets"], work.wanted)
-                if watch.is_over(state):
-                    break
-        except Exception as error:
-            raise cause(error) from error
-
-
-def cause(error: Exception) -> Exception:
-    """The user's mistake (a full disk, say) that Ray has wrapped on its way here, else `error` itself."""
-    found: BaseException | None = error
-    while found is not None:
-        inner = getattr(found, "cause", None)
-        if isinstance(inner, UserError):
-            return inner
-        found = found.__cause__
-    return error
