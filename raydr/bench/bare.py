@@ -25,17 +25,6 @@ from raydr.cluster import latents as latent_cache
 from raydr.config import Recipe
 from raydr.storage import Run
 
-
-def fill(rows: dict[str, Any], count: int, table_schema: pa.Schema) -> pa.Table:
-    """A table of `count` rows from lists and constants by column; columns that nobody names are null."""
-    columns = {}
-    for field in table_schema:
-        value = rows.get(field.name)
-        values = value if isinstance(value, list | np.ndarray | pa.Array | pa.ChunkedArray) else [value] * count
-        columns[field.name] = values if isinstance(values, pa.Array) else pa.array(list(values), field.type)
-    return pa.table(columns, schema=table_schema)
-
-
 # -- ingest ----------------------------------------------------------------------------------------
 
 
@@ -160,9 +149,25 @@ def synthesize(url: str, recipe: Recipe, threads: int, device: str) -> None:
             "score": score(probabilities, grade),
             "synthetic": True,
         }
-        table = fill(rows, len(encoded), schema.SYNTHETIC)
+        table = workload.fill(rows, len(encoded), schema.SYNTHETIC)
         key = lineage.shard_key(generator.generator_id, grade, number)
         shards.commit(target, key, table, schema.SYNTHETIC, "bare")
+
+
+def score(url: str, recipe: Recipe, threads: int, share: int, of: int, device: str) -> None:
+    """Every `of`-th shard of images, from `share` on: read, decode, judge, write."""
+    import torch
+
+    from raydr.cluster import session
+    from raydr.grading import rescoring
+
+    torch.set_num_threads(threads)
+    target = Run(url)
+    cache, ensemble_id = session.node_cache(target), ensemble.identity(recipe, target)
+    judges = rescoring.find(target, ensemble_id, "score", cache)
+    members = rescoring.load(target, judges, cache, device)
+    for item in rescoring.plan(target, judges)[share::of]:
+        rescoring.score_shard(target, members, ensemble_id, item)
 
 
 # -- finetune and sweep ----------------------------------------------------------------------------
@@ -226,7 +231,9 @@ def train_graders(url: str, recipe: Recipe, threads: int, share: int, of: int, d
             target, f"trials/predictions/{trial}.parquet", pa.concat_tables(tables), schema.PREDICTIONS, trial
         )
         row = {"trial_id": trial, "seed": seed, "balanced_accuracy": values["balanced_accuracy"]}
-        shards.commit(target, f"trials/results/{trial}.parquet", fill(row, 1, schema.TRIALS), schema.TRIALS, trial)
+        shards.commit(
+            target, f"trials/results/{trial}.parquet", workload.fill(row, 1, schema.TRIALS), schema.TRIALS, trial
+        )
 
 
 LOOPS: dict[str, Callable[..., None]] = {
@@ -234,6 +241,7 @@ LOOPS: dict[str, Callable[..., None]] = {
     "photographs": photographs,
     "loader": loader,
     "synthesize": synthesize,
+    "score": score,
     "train_generator": train_generator,
     "train_graders": train_graders,
 }

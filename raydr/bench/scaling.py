@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from raydr import schema, shards, terminal
 from raydr.bench import workload
-from raydr.bench.bare import fill
 from raydr.bench.fits import fit, steady
 from raydr.bench.meter import recording
 from raydr.bench.results import Result
@@ -205,7 +204,7 @@ def commit_shard(target: Run, number: int) -> None:
         "synthetic": True,
     }
     key = Target(GENERATOR, GRADE, 1, 0, 1).key(number)
-    table = fill(rows, SHARD, schema.SYNTHETIC)
+    table = workload.fill(rows, SHARD, schema.SYNTHETIC)
     shards.commit(target, key, table, schema.SYNTHETIC, "sleeping", {"accepted": 0})
 
 

@@ -1,17 +1,18 @@
-"""Scoring: the ensemble on uint8 tensors against its bare forward passes, and against images decoded one by one."""
+"""Scoring: `raydr rescore` against bare processes that judge the same shards, and the ensemble against its limit."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from raydr.bench import flops
+from raydr.bench import flops, workload
 from raydr.bench.fits import Line, median
 from raydr.bench.results import Measured, Peer
-from raydr.bench.rig import Rig
-from raydr.cluster import ensemble
+from raydr.bench.rig import Rig, plain
+from raydr.cluster import ensemble, rescore
 from raydr.fundus.phantom import render
 from raydr.grading import pixels
 from raydr.images import decode, encode
@@ -21,13 +22,43 @@ BATCH = 64
 
 
 def run(bench: Rig) -> None:
-    """In one process: what the generator's actor does with its pixels, less what no scorer could leave out."""
-    target = Run(str(bench.prepare()))
+    """Ray Data's actors against as many bare processes with as many threads each."""
+    recipe, shape = bench.recipe, bench.shape
+    samples = bench.copy("score-samples", generators=False)
+    workload.write_samples(samples, bench.sizes.score_shards)
+    ensemble_id, actors = ensemble.identity(recipe, samples), min(shape.generators, bench.sizes.score_shards)
+    table = f"scores/{ensemble_id}"
+
+    def copy(name: str) -> Run:
+        target = bench.fresh(name)
+        assert samples.local is not None
+        assert target.local is not None
+        shutil.copytree(samples.local, target.local)
+        return target
+
+    def pipeline(number: int) -> Measured:
+        target = copy("score-pipeline")
+        return bench.pipeline(
+            lambda: rescore.run(recipe, target, ensemble_id, shape=shape), workload.commits(target, table)
+        )
+
+    def bare(number: int) -> Measured:
+        target = copy("score-bare")
+        threads = max(1, bench.cpus // actors)
+        common = {"url": target.url, "recipe": plain(recipe), "threads": threads, "device": bench.device, "of": actors}
+        return bench.bare("score", workload.commits(target, table), *[common | {"share": k} for k in range(actors)])
+
+    inner(bench, samples, bench.pair("score", "images", pipeline, bare, bar=0.95).pipeline)
+
+
+def inner(bench: Rig, target: Run, streamed: float) -> None:
+    """Beside it, in one process: the members' forward passes alone, and a loop that decodes for every member."""
     judges = ensemble.load(bench.recipe, target, ensemble.identity(bench.recipe, target), "score", bench.device)
     images = np.stack([render(seed=987_655, index=k, grade=k % 5, px=64)[0] for k in range(BATCH)])
     encoded = [encode(image, "png") for image in images]
     floats = pixels.to_input(torch.from_numpy(images), images.shape[1], judges.device)
     ready = {model.px: pixels.resize(floats, model.px) for model in judges.models}
+    threads = torch.get_num_threads()
     torch.set_num_threads(bench.cpus)
 
     @torch.inference_mode()
@@ -41,24 +72,22 @@ def run(bench: Rig) -> None:
             parts = [torch.from_numpy(np.array(decode(data))) for data in encoded]
             model(torch.cat([pixels.to_input(part[None], model.px, judges.device) for part in parts]))
 
-    def arm(work: Callable[[], object]) -> Callable[[int], Measured]:
-        return lambda number: timed(work, bench.sizes.score_batches)
+    def ours() -> None:
+        judges.probabilities(images)
 
-    each = flops.count(forward) / BATCH
-    peak = flops.peak_flops(bench.device, torch.float32)
-    scored = arm(lambda: judges.probabilities(images))
-    # The first calls choose kernels and fill caches, for both arms.
-    judges.probabilities(images)
-    forward()
-    note = "probabilities from uint8 pixels, against the members' forward passes alone on tensors that are ready"
-    verdict = bench.pair("score", "images", scored, arm(forward), bar=0.95, flops=each, peak_flops=peak, note=note)
-    ours, theirs = [], []
-    for _ in range(max(3, bench.sizes.repeats)):
-        ours.append(scored(0).seconds.each)
-        theirs.append(timed(one_by_one, 1).seconds.each)
-    ratios = tuple(b / a for a, b in zip(ours, theirs, strict=True))
-    note = "each member decodes each PNG again"
-    bench.peer(Peer("decoded one by one", "score", "images", 1 / median(theirs), verdict.pipeline, ratios, note))
+    each, peak = flops.count(forward) / BATCH, flops.peak_flops(bench.device, torch.float32)
+    for name, work, note in (
+        ("forward passes alone", forward, "the limit: tensors that are ready and of each member's size"),
+        ("decoded one by one", one_by_one, "each member decodes each PNG again, image by image"),
+    ):
+        ours(), work()  # the first calls choose kernels and fill caches
+        pairs = [(timed(ours, bench.sizes.score_batches), timed(work, bench.sizes.score_batches)) for _ in range(3)]
+        rates = [1 / median(arm) for arm in zip(*((a.seconds.each, b.seconds.each) for a, b in pairs), strict=True)]
+        ratios = tuple(b.seconds.each / a.seconds.each for a, b in pairs)
+        bench.peer(Peer(name, "score", "images", rates[1], rates[0], ratios, f"in one process; {note}"))
+    torch.set_num_threads(threads)
+    share = f"{each / 1e6:.0f} MFLOP an image, MFU {each * streamed / peak:.1%}"
+    bench.result.add("scoring", streamed, "images/s", share)
 
 
 def timed(work: Callable[[], object], batches: int) -> Measured:

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
-from raydr import shards
+from raydr import lineage, schema, shards
 from raydr.bench.fits import Point
 from raydr.bench.meter import Recording
 from raydr.config import Ensemble, Finetune, Grader, Member, Recipe, Sampler, Sweep, Synthesize
 from raydr.fundus.phantom import render
+from raydr.identity import sha256
+from raydr.images import encode
 from raydr.sources import Ingest, PhantomSet
 from raydr.storage import Run
 
@@ -41,6 +44,7 @@ class Sizes:
     trials: int = 6
     trial_steps: int = 80
     score_batches: int = 6
+    score_shards: int = 32  # of 64 images
     peer_batches: int = 2
     ensemble_steps: int = 120
     jpegs: int = 4
@@ -49,7 +53,21 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(1, 8, (32, 96), 3, 10, 4, 12, 2, 1, 12, 2, 4)
+QUICK = Sizes(
+    repeats=1,
+    phantom_shards=8,
+    photographs=(32, 96),
+    synthesis_shards=4,
+    finetune_steps=10,
+    trials=4,
+    trial_steps=12,
+    score_batches=2,
+    score_shards=8,
+    peer_batches=1,
+    ensemble_steps=12,
+    jpegs=2,
+    prepared_steps=4,
+)
 
 
 def recipe(sizes: Sizes) -> Recipe:
@@ -117,6 +135,36 @@ def jpeg(index: int, size: tuple[int, int], quality: int = 90) -> bytes:
     buffer = io.BytesIO()
     frame.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def write_samples(target: Run, num_shards: int, px: int = 64) -> None:
+    """Shards of 64 "generated" images for a scorer: phantoms, the same 128 again and again under other names."""
+    images = [encode(render(seed=987_656, index=k, grade=3, px=px)[0]) for k in range(128)]
+    for number in range(num_shards):
+        indices = range(64 * number, 64 * (number + 1))
+        chosen = [images[index % len(images)] for index in indices]
+        rows = {
+            "sample_id": [lineage.sample_id("plain-g3-phantom", 3, index) for index in indices],
+            "generator_id": "plain-g3-phantom",
+            "kind": "plain",
+            "grade": 3,
+            "index": list(indices),
+            "image": chosen,
+            "sha256": [sha256(image) for image in chosen],
+            "synthetic": True,
+        }
+        key = lineage.shard_key("plain-g3-phantom", 3, number)
+        shards.commit(target, key, fill(rows, 64, schema.SYNTHETIC), schema.SYNTHETIC, "bench")
+
+
+def fill(rows: dict[str, Any], count: int, table_schema: pa.Schema) -> pa.Table:
+    """A table of `count` rows from lists and constants by column; columns that nobody names are null."""
+    columns = {}
+    for field in table_schema:
+        value = rows.get(field.name)
+        values = value if isinstance(value, list | np.ndarray | pa.Array | pa.ChunkedArray) else [value] * count
+        columns[field.name] = values if isinstance(values, pa.Array) else pa.array(list(values), field.type)
+    return pa.table(columns, schema=table_schema)
 
 
 def two_workers(base: Recipe) -> Recipe:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from raydr import lineage, schema, shards
 from raydr.bench import bare, peers, workload
-from raydr.cluster import finetune
+from raydr.cluster import ensemble, finetune
 from raydr.images import decode
 from raydr.storage import Run
 
@@ -45,6 +45,17 @@ def test_synthesis_leaves_whole_shards_of_the_stages_samples(copied):
     assert len({row["sha256"] for row in rows}) == 16
     points = workload.committed(copied, "synthetic", 0.0)
     assert [units for units, _ in points] == [8, 16]
+
+
+def test_two_shares_score_every_shard_once(copied):
+    recipe = small()
+    workload.write_samples(copied, 3)
+    for share in (0, 1):
+        bare.score(copied.url, recipe, threads=1, share=share, of=2, device="cpu")
+    name = ensemble.identity(recipe, copied)
+    table = shards.read(copied, f"scores/{name}", schema.SCORES)
+    assert table.num_rows == len(set(table["sample_id"].to_pylist())) == 3 * 64
+    assert [units for units, _ in workload.committed(copied, f"scores/{name}", 0.0)] == [64, 128, 192]
 
 
 def test_training_logs_every_step(copied):

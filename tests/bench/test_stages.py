@@ -31,16 +31,23 @@ def bench(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(rig.Rig, "recipe", property(lambda self: small()))
     monkeypatch.setattr("raydr.cluster.session.cpus", lambda: 2)
     monkeypatch.setattr(peers, "PUBLISHED_STEPS", 2)
-    sizes = workload.Sizes(repeats=1, finetune_steps=6, peer_batches=1, score_batches=1)
+    sizes = workload.Sizes(repeats=1, finetune_steps=6, peer_batches=1, score_batches=1, score_shards=4)
     return rig.Rig(tmp_path, Shape(), sizes, results.Result({"repeats": 1}), prepared)
 
 
-def test_score(bench):
+def test_score(bench, monkeypatch):
+    def judge(recipe, target, ensemble_id, shape):
+        bare.score(target.url, recipe, 1, 0, 1, "cpu")
+
+    monkeypatch.setattr(score.rescore, "run", judge)
     score.run(bench)
     (pair,) = bench.result.pairs
-    assert 0.2 < pair.efficiency < 2
-    assert pair.flops > 1e6
-    assert bench.result.peers[0].speedup > 0.5
+    assert 0.2 < pair.efficiency < 5
+    limit, slow = bench.result.peers
+    assert (limit.name, slow.name) == ("forward passes alone", "decoded one by one")
+    assert limit.rate > 0
+    assert len(slow.ratios) == 3
+    assert "MFU" in bench.result.values["scoring"]["note"]
 
 
 def test_synthesize(bench, monkeypatch):

@@ -13,11 +13,11 @@ from raydr.storage import Run
 
 
 def trial(number):
-    return bare.fill({"trial_id": f"t{number}", "seed": number}, 3, schema.TRIALS)
+    return workload.fill({"trial_id": f"t{number}", "seed": number}, 3, schema.TRIALS)
 
 
 def test_fill_makes_lists_constants_and_nulls():
-    table = bare.fill({"trial_id": ["a", "b"], "arm": "naive"}, 2, schema.TRIALS)
+    table = workload.fill({"trial_id": ["a", "b"], "arm": "naive"}, 2, schema.TRIALS)
     assert table.schema == schema.TRIALS
     assert table["trial_id"].to_pylist() == ["a", "b"]
     assert table["arm"].to_pylist() == ["naive", "naive"]
