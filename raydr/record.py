@@ -36,7 +36,9 @@ def restore(kind: Any, value: Any) -> Any:
             raise TypeError(f"{typing.cast(type, kind).__name__} is stored as {type(value).__name__}")
         unknown = set(value) - set(hints)
         if unknown:
-            raise UserError(f"recipe.json holds fields of another version of raydr ({', '.join(sorted(unknown))})")
+            raise UserError(
+                f"recipe.json holds fields of another version of raydr ({', '.join(map(repr, sorted(unknown)))})"
+            )
         return kind(**{name: restore(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:

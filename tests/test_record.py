@@ -63,7 +63,7 @@ def test_fields_of_another_version_are_named(target):
     recipe = dataclasses.asdict(recipes.named("debug"))
     recipe["finetune"]["w_edge"] = 1
     write(target, {"recipe": recipe})
-    with pytest.raises(UserError, match=r"another version of raydr \(w_edge\)"):
+    with pytest.raises(UserError, match=r"another version of raydr \('w_edge'\)"):
         stored_recipe(target)
 
 

@@ -56,9 +56,9 @@ def ready(recipe: Recipe, target: Run) -> None:
     if not shards.completed(target, "real"):
         raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
     check_base(recipe.finetune.base)
-    _require_photographs(recipe, target)
     if any(is_ecc(generator.kind) for generator in _missing(planned(recipe, target), target)):
         ensemble.require(recipe, target)
+    _require_photographs(recipe, target)
 
 
 def _require_photographs(recipe: Recipe, target: Run) -> None:

@@ -24,7 +24,9 @@ def scores(samples: pa.Table) -> np.ndarray:
 
 
 def probabilities(samples: pa.Table) -> np.ndarray:
-    """float32 (n, members, 5)."""
+    """float32 (n, members, 5); of no samples, no members are known."""
+    if samples.num_rows == 0:
+        return np.empty((0, 0, NUM_GRADES), np.float32)
     rows = samples["probabilities"].combine_chunks()
     flat = rows.flatten().flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(samples.num_rows, -1, NUM_GRADES)
