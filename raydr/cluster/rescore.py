@@ -129,7 +129,8 @@ def _stream(
             "prefixes": prefixes,
             "name": f"rescore-{fingerprint(target.url, time.time())}",
             "gpu": gpu,
-            "threads": 4 if gpu else max(1, session.cpus() // size),
+            # Not by the shards that are left: other threads sum in another order, and a repeated shard would differ.
+            "threads": 4 if gpu else max(1, session.cpus() // shape.generators),
         },
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
