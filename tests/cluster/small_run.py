@@ -92,7 +92,8 @@ def _sample(recipe, generator, grade, index, count):
         "sample_id": lineage.sample_id(generator.generator_id, grade, index), "generator_id": generator.generator_id,
         "kind": generator.kind, "grade": grade, "index": index, "seed": index, "prompt": "p",
         "sampler": {"name": "dpm++", "steps": 2, "guidance": 2.0, "batch": 4}, "image": data, "sha256": sha256(data),
-        "blank": False, "valid_fundus": True, "nearest_distance": 1.0, "ensemble_id": "e",
+        "blank": False, "valid_fundus": True, "nearest_image_id": "DDR/train-0-0", "nearest_distance": 1.0,
+        "ensemble_id": "e",
         "probabilities": [said] * 3, "score": score, "synthetic": True,
     }  # fmt: skip
 
