@@ -89,8 +89,8 @@ class Files:
 # -- synthesize ------------------------------------------------------------------------------------
 
 
-def synthesize(url: str, recipe: Recipe, threads: int, device: str) -> None:
-    """Generate, score, gate, encode, write: one process, one batch after the other."""
+def synthesize(url: str, recipe: Recipe, threads: int, device: str, share: int = 0, of: int = 1) -> None:
+    """Generate, score, gate, encode, write, one batch after the other: every `of`-th shard, from `share` on."""
     import torch
 
     from raydr.cluster.generator import gate
@@ -118,7 +118,7 @@ def synthesize(url: str, recipe: Recipe, threads: int, device: str) -> None:
     fused.switch(folder)
     grade = generator.grades[0]
     prompt, size = record["prompts"][str(grade)], config.sampler.batch
-    for number in range(config.count // config.shard_size):
+    for number in range(share, config.count // config.shard_size, of):
         indices = range(number * config.shard_size, (number + 1) * config.shard_size)
         seeds = [lineage.sample_seed(recipe, record["seed"], grade, index) for index in indices]
         images = []

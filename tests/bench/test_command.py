@@ -11,6 +11,7 @@ BARS = {
     "ingest, photographs": 0.9,
     "score": 0.95,
     "synthesize": 0.95,
+    "synthesize, side by side": 0.95,
     "finetune": 0.97,
     "finetune, 2 workers": 0.95,
     "sweep": 0.95,

@@ -55,8 +55,9 @@ def test_synthesize(bench, monkeypatch):
         synthesize.synthesize, "run", lambda recipe, target, shape: bare.synthesize(target.url, recipe, 1, "cpu")
     )
     synthesize.run(bench)
-    (pair,) = bench.result.pairs
-    assert pair.name == "synthesize"
+    pair, side = bench.result.pairs
+    assert (pair.name, side.name) == ("synthesize", "synthesize, side by side")
+    assert 0.2 < side.efficiency < 5
     assert 0.2 < pair.efficiency < 5
     assert 0 < pair.mfu < 1
     assert {"framework CPU", "start-up beyond imports and models", "peak"} == set(bench.result.values)
