@@ -1,0 +1,166 @@
+"""Autoscaling for real: Ray's own autoscaler (v2) with its fake provider, whose nodes are raylets of this machine.
+
+Ray's helper for this runs `ray stop --force`, which ends every Ray of the machine. Here the head is a process of
+ours, and only its descendants are ended.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from ray._private import services
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+    FakeMultiNodeProvider,
+)
+
+import raydr
+from raydr import schema, shards
+from raydr.storage import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def free():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def configuration(gcs):
+    """A head of 2 CPUs; generators of 1 CPU and a GPU that only the scheduler believes in: from 0 to 2 of them."""
+    pools = {
+        FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+        "generate": {
+            "resources": {"CPU": 1, "GPU": 1, "object_store_memory": 100_000_000},
+            "node_config": {}, "min_workers": 0, "max_workers": 2,
+        },
+        # Too dear for what is asked here: must never start.
+        "train": {
+            "resources": {"CPU": 4, "GPU": 4, "object_store_memory": 100_000_000},
+            "node_config": {}, "min_workers": 0, "max_workers": 1,
+        },
+    }  # fmt: skip
+    return {
+        "cluster_name": "fake", "max_workers": 3, "idle_timeout_minutes": 0.15, "upscaling_speed": 4.0,
+        # Under its own name ("fake_multinode") Ray asks for a file of defaults that its wheel does not hold.
+        "provider": {
+            "type": "external", "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+            "gcs_address": gcs, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
+            "disable_node_updaters": True, "disable_launch_config_check": True,
+        },
+        "auth": {}, "available_node_types": pools, "head_node_type": FAKE_HEAD_NODE_TYPE,
+        "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [],
+        "rsync_filter": [], "initialization_commands": [], "setup_commands": [], "head_setup_commands": [],
+        "worker_setup_commands": [], "head_start_ray_commands": [], "worker_start_ray_commands": [],
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def autoscaling():
+    """(Jobs API, client's environment, log folder) of a head with the autoscaler, in a session of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="ra", dir="/tmp"))
+    port, web = free(), free()
+    gcs = f"{services.get_node_ip_address()}:{port}"
+    (folder / "token").write_text("0123456789abcdef" * 4)
+    (folder / "cluster.yaml").write_text(json.dumps(configuration(gcs)))
+    client = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYDR_"))}
+    client |= {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PYTHONPATH": str(Path(raydr.__file__).parents[1])}
+    client |= {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    head = {
+        "RAY_AUTH_MODE": "token", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID, "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,
+        "RAYDR_CLUSTER_YAML": str(folder / "cluster.yaml"),
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
+        "--object-store-memory=100000000", f"--dashboard-port={web}", f"--dashboard-agent-listen-port={free()}",
+        f"--temp-dir={folder / 'r'}", f"--autoscaling-config={folder / 'cluster.yaml'}", "--disable-usage-stats",
+    ]  # fmt: skip
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, env=client | head, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(lambda: alive(f"http://127.0.0.1:{web}"), 60, lambda: (folder / "log").read_text())
+        yield f"http://127.0.0.1:{web}", client, folder / "r"
+    finally:
+        ours = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for each in reversed(ours):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(ours, 30)
+        process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def all_nodes(url):
+    """{Ray's node id: (state, node type)} of every node that there ever was."""
+    headers = {"Authorization": "Bearer " + "0123456789abcdef" * 4}
+    answer = requests.get(f"{url}/api/v0/nodes?detail=1", headers=headers, timeout=10)
+    answer.raise_for_status()
+    rows = answer.json()["data"]["result"]["result"]
+    return {row["node_id"]: (row["state"], (row.get("labels") or {}).get("ray.io/node-group")) for row in rows}
+
+
+def alive(url):
+    try:
+        return Counter(kind for state, kind in all_nodes(url).values() if state == "ALIVE")
+    except (requests.RequestException, KeyError, ValueError):
+        return Counter()
+
+
+def wait_for(condition, seconds, otherwise):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, otherwise()
+        time.sleep(0.25)
+
+
+def test_synthesis_scales_from_nothing_and_back(finished_run, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished_run, out, ignore=shutil.ignore_patterns("synthetic", "trials", "_attempts", "_ray"))
+    (out / "logs" / "stage-synthesize.json").unlink()
+    with autoscaling() as (url, client, folder):
+        assert alive(url) == {FAKE_HEAD_NODE_TYPE: 1}
+        command = [
+            sys.executable, "-m", "raydr", "submit", "synthesize", "--address", url, "--out", str(out),
+            "--shape.generators", "2", "--shape.generator-cpus", "0.5",
+        ]  # fmt: skip
+        job = subprocess.Popen(command, env=client, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        most = 0
+        while job.poll() is None:
+            most = max(most, alive(url)["generate"])
+            time.sleep(0.5)
+        said = job.stdout.read()
+        logs = "".join(path.read_text() for path in folder.glob("session_latest/logs/monitor*"))
+        assert job.returncode == 0, said + logs[-5000:]
+        assert "the autoscaler must bring 2 x generate (1 CPU, 1 GPU)" in " ".join(said.split())
+        assert most == 2
+        # Idle for 9 s: both go, by drain and not by a crash.
+        wait_for(lambda: alive(url) == {FAKE_HEAD_NODE_TYPE: 1}, 90, lambda: str(all_nodes(url)))
+        ever = Counter(all_nodes(url).values())
+        assert ever == {("ALIVE", FAKE_HEAD_NODE_TYPE): 1, ("DEAD", "generate"): 2}, ever
+        # What can never be brought is refused at once, and brings nothing.
+        refused = subprocess.run(
+            [*command[:-4], "--shape.generators", "1", "--shape.generator-gpus", "8", "--count", "16"],
+            env=client, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert refused.returncode == 2, refused.stdout
+        assert "synthesize cannot start: 1 of its 1 generators" in " ".join(refused.stdout.split())
+        assert Counter(all_nodes(url).values()) == ever
+    run, columns = Run(str(out)), ["sample_id", "sha256", "score"]
+    ours = shards.read(run, "synthetic", schema.SYNTHETIC, columns).to_pylist()
+    theirs = shards.read(Run(str(finished_run)), "synthetic", schema.SYNTHETIC, columns).to_pylist()
+    assert ours == theirs
