@@ -90,7 +90,8 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
     ready(recipe, target)
     wanted = planned(recipe, target)
     todo = _missing(wanted, target)
-    result: dict[str, Any] = {"generators": [generator.generator_id for generator in wanted], "trained": len(todo)}
+    names = [generator.generator_id for generator in wanted]
+    result: dict[str, Any] = {"generators": names, "trained": len(todo), "notes": [], "ecc_cost": None}
     if not todo:
         return result
     needs_judges = any(is_ecc(generator.kind) for generator in todo)
@@ -109,7 +110,7 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
             "recipe": recipe,
             "url": target.url,
             # Of all generators, not of those left: a resumed run finds its checkpoints by this name.
-            "name": f"finetune-{fingerprint(result['generators'])[:8]}",
+            "name": f"finetune-{fingerprint(names)[:8]}",
             "generators": todo,
             "first": first,
             "ensemble_id": ensemble_id,
