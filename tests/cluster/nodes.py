@@ -64,7 +64,9 @@ for line in sys.stdin:
             victim = next((node for node in nodes if works_on(node, title)), None)
             time.sleep(0.02)
         if victim is None:
-            print("none", flush=True)
+            titles = [" ".join(worker.cmdline()) for node in nodes
+                      for worker in psutil.Process(node.all_processes["raylet"][0].process.pid).children()]
+            print("none,", "only", titles, flush=True)
             continue
         time.sleep(seconds)
         busy = works_on(victim, title)
@@ -105,7 +107,7 @@ class Nodes:
         AssertionError where none came within `patience` seconds, or where it had ended by then.
         """
         answer = self._ask(f"kill {title} {seconds} {patience}")
-        assert answer not in ("none", "idle"), f"no {title} was running: {answer}"
+        assert not answer.startswith(("none", "idle")), f"no {title} was running: {answer}"
         return answer
 
     def raydr(self, arguments: list[str], seconds: float = 280) -> subprocess.CompletedProcess:

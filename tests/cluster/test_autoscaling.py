@@ -106,18 +106,21 @@ def autoscaling():
 
 
 def all_nodes(url):
-    """{Ray's node id: (state, node type)} of every node that there ever was."""
+    """[(state, GPUs)] of every node that there ever was. A dead one has forgotten its GPUs: None."""
     headers = {"Authorization": "Bearer " + "0123456789abcdef" * 4}
     answer = requests.get(f"{url}/api/v0/nodes?detail=1", headers=headers, timeout=10)
     answer.raise_for_status()
     rows = answer.json()["data"]["result"]["result"]
-    return {row["node_id"]: (row["state"], (row.get("labels") or {}).get("ray.io/node-group")) for row in rows}
+    dead = [("DEAD", None) for row in rows if row["state"] == "DEAD"]
+    # By GPUs, not by label: the provider starts its raylets with the head's environment, and so its label.
+    return dead + [("ALIVE", row["resources_total"].get("GPU", 0)) for row in rows if row["state"] == "ALIVE"]
 
 
 def alive(url):
+    """{GPUs: living nodes with so many}; the head has none. Empty while nobody answers."""
     try:
-        return Counter(kind for state, kind in all_nodes(url).values() if state == "ALIVE")
-    except (requests.RequestException, KeyError, ValueError):
+        return Counter(gpus for state, gpus in all_nodes(url) if state == "ALIVE")
+    except (requests.RequestException, KeyError, TypeError, ValueError):
         return Counter()
 
 
@@ -133,25 +136,25 @@ def test_synthesis_scales_from_nothing_and_back(finished_run, tmp_path):
     shutil.copytree(finished_run, out, ignore=shutil.ignore_patterns("synthetic", "trials", "_attempts", "_ray"))
     (out / "logs" / "stage-synthesize.json").unlink()
     with autoscaling() as (url, client, folder):
-        assert alive(url) == {FAKE_HEAD_NODE_TYPE: 1}
+        assert alive(url) == {0: 1}
         command = [
             sys.executable, "-m", "raydr", "submit", "synthesize", "--address", url, "--out", str(out),
             "--shape.generators", "2", "--shape.generator-cpus", "0.5",
         ]  # fmt: skip
         job = subprocess.Popen(command, env=client, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        most = 0
+        seen = Counter()  # most nodes at a time, by GPUs
         while job.poll() is None:
-            most = max(most, alive(url)["generate"])
+            seen |= alive(url)
             time.sleep(0.5)
         said = job.stdout.read()
         logs = "".join(path.read_text() for path in folder.glob("session_latest/logs/monitor*"))
         assert job.returncode == 0, said + logs[-5000:]
         assert "the autoscaler must bring 2 x generate (1 CPU, 1 GPU)" in " ".join(said.split())
-        assert most == 2
-        # Idle for 9 s: both go, by drain and not by a crash.
-        wait_for(lambda: alive(url) == {FAKE_HEAD_NODE_TYPE: 1}, 90, lambda: str(all_nodes(url)))
-        ever = Counter(all_nodes(url).values())
-        assert ever == {("ALIVE", FAKE_HEAD_NODE_TYPE): 1, ("DEAD", "generate"): 2}, ever
+        assert seen == {0: 1, 1: 2}, "one head, two generate nodes, and never a train node"
+        # Idle for 9 s: both go.
+        wait_for(lambda: alive(url) == {0: 1}, 90, lambda: str(all_nodes(url)))
+        ever = Counter(all_nodes(url))
+        assert ever == {("ALIVE", 0): 1, ("DEAD", None): 2}, "a node was launched more than once"
         # What can never be brought is refused at once, and brings nothing.
         refused = subprocess.run(
             [*command[:-4], "--shape.generators", "1", "--shape.generator-gpus", "8", "--count", "16"],
@@ -159,7 +162,7 @@ def test_synthesis_scales_from_nothing_and_back(finished_run, tmp_path):
         )  # fmt: skip
         assert refused.returncode == 2, refused.stdout
         assert "synthesize cannot start: 1 of its 1 generators" in " ".join(refused.stdout.split())
-        assert Counter(all_nodes(url).values()) == ever
+        assert Counter(all_nodes(url)) == ever
     run, columns = Run(str(out)), ["sample_id", "sha256", "score"]
     ours = shards.read(run, "synthetic", schema.SYNTHETIC, columns).to_pylist()
     theirs = shards.read(Run(str(finished_run)), "synthetic", schema.SYNTHETIC, columns).to_pylist()

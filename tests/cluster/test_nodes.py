@@ -42,10 +42,14 @@ def test_a_node_dies_in_every_stage_of_a_job(finished_run, tmp_path):
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         died = []
-        for title, seconds in WORK.values():
-            died.append(nodes.kill(title, seconds))
-            nodes.add()
-        said, _ = job.communicate(timeout=300)
+        try:
+            for title, seconds in WORK.values():
+                died.append(nodes.kill(title, seconds))
+                nodes.add()
+            said, _ = job.communicate(timeout=300)
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            job.kill()
+            raise AssertionError(f"{error}\n{job.communicate()[0]}") from None
         assert job.returncode == 0, said
         assert len(set(died)) == len(WORK)
         verified = nodes.raydr(["verify", str(out)])
