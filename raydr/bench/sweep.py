@@ -6,16 +6,17 @@ from raydr.bench.fits import median
 from raydr.bench.results import Measured
 from raydr.bench.rig import Rig, plain
 from raydr.cluster import sweep
+from raydr.errors import UserError
 from raydr.storage import Run
 
 
 def run(bench: Rig) -> None:
     """As many one-thread trials at once as there are cores, against as many bare processes."""
-    base, shape, processes = bench.recipe, bench.shape, max(1, int(bench.cpus // bench.shape.trial_cpus))
+    processes = max(1, int(bench.cpus // bench.shape.trial_cpus))
 
     def pipeline(number: int) -> Measured:
         target = bench.copy("sweep-pipeline")
-        found = bench.pipeline(lambda: sweep.run(base, target, shape), workload.commits(target, "trials/results"))
+        found = bench.pipeline(lambda: tuned(bench, target), workload.commits(target, "trials/results"))
         seconds.append(training_seconds(target))
         return found
 
@@ -30,6 +31,13 @@ def run(bench: Rig) -> None:
     )
     rest = processes / verdict.pipeline - median(seconds)
     bench.result.add("a trial beyond its training", rest, "s", "evaluation, commits, Tune's turn-around; bar 3")
+
+
+def tuned(bench: Rig, target: Run) -> None:
+    """The stage itself; UserError where a trial failed, since half a sweep is no measurement."""
+    failed = sweep.run(bench.recipe, target, bench.shape)["failed"]
+    if failed:
+        raise UserError(f"{len(failed)} trials of the benchmark's sweep failed, the first is {failed[0]}: see above")
 
 
 def _graders(bench: Rig, processes: int) -> Measured:

@@ -81,6 +81,7 @@ def test_finetune(bench, monkeypatch):
 def test_sweep(bench, monkeypatch):
     def trials(recipe, target, shape):
         bare.train_graders(target.url, recipe, 1, 0, 1, "cpu")
+        return {"failed": []}
 
     monkeypatch.setattr(sweep.sweep, "run", trials)
     monkeypatch.setattr(sweep, "training_seconds", lambda target: 0.1)

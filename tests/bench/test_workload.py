@@ -8,7 +8,8 @@ import pytest
 
 from raydr import schema, shards
 from raydr.bench import bare, workload
-from raydr.cluster import ingest
+from raydr.cluster import ensemble, ingest
+from raydr.errors import MissingInput
 from raydr.storage import Run
 
 
@@ -91,3 +92,16 @@ def test_bare_photographs_are_all_there(tmp_path):
     assert sorted(table["grade"].to_pylist()) == [0, 1, 2]
     assert set(table["split"].to_pylist()) == {"train"}
     assert isinstance(table, pa.Table)
+
+
+def test_graders_read_photographs_where_nothing_was_generated(tmp_path):
+    recipe, run = workload.phantoms(1, 32), Run(str(tmp_path))
+    for plan in ingest.plan_phantoms(recipe):
+        ingest.render_shard(plan, run.url, recipe)
+    digests = shards.read(run, "real", schema.REAL, ["sha256"])["sha256"].to_pylist()
+    array = ensemble.image_array(run, 32, [("real", schema.REAL), ("synthetic", schema.SYNTHETIC)], digests)
+    assert len(array.positions(digests)) == 64
+    # What no table holds is refused when it is asked for.
+    other = ensemble.image_array(run, 32, [("real", schema.REAL), ("synthetic", schema.SYNTHETIC)], ["00" * 32])
+    with pytest.raises(MissingInput, match="1 of 1 images are not in the array"):
+        other.positions(["00" * 32])
