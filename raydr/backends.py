@@ -227,7 +227,8 @@ class Bucket:
         import obstore
 
         pages = obstore.list(self.store, prefix or None, chunk_size=1000)
-        return [(meta["path"], meta["size"]) for page in pages for meta in page]
+        # pyarrow, which Ray Train and Tune write through, leaves empty objects that stand for folders: "" is our own.
+        return [(meta["path"], meta["size"]) for page in pages for meta in page if meta["path"]]
 
 
 def _version(meta: Any) -> dict[str, str]:

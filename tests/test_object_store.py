@@ -360,3 +360,11 @@ def test_a_credentials_file_is_used(s3: str, tmp_path: Path, monkeypatch: pytest
     assert run.create("a", b"x")
     filesystem, root = run.filesystem()
     assert filesystem.open_input_file(f"{root}/a").read() == b"x"
+
+
+def test_an_object_that_stands_for_the_run_s_own_folder_is_no_key(run: Run) -> None:
+    """pyarrow leaves one, and Ray Train and Tune write through pyarrow."""
+    run.create("a", b"x")
+    filesystem, root = run.filesystem()
+    filesystem.create_dir(root)
+    assert run.list() == [("a", 1)]
