@@ -4,4 +4,4 @@ import sys
 
 from raydr import cli
 
-sys.exit(cli.main(["ensemble", *sys.argv[1:]]))
+sys.exit(cli.main(["ensemble", "--shape", "cluster", *sys.argv[1:]]))

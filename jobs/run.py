@@ -4,4 +4,4 @@ import sys
 
 from raydr import cli
 
-sys.exit(cli.main(["run", *sys.argv[1:]]))
+sys.exit(cli.main(["run", "--shape", "cluster", *sys.argv[1:]]))

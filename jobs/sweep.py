@@ -4,4 +4,4 @@ import sys
 
 from raydr import cli
 
-sys.exit(cli.main(["sweep", *sys.argv[1:]]))
+sys.exit(cli.main(["sweep", "--shape", "cluster", *sys.argv[1:]]))

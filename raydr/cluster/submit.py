@@ -34,8 +34,6 @@ STAGES = ("run", "demo", "ingest", "ensemble", "finetune", "synthesize", "sweep"
 # These take OUT without a name.
 ABOUT = ("report", "audit", "status", "verify", "repair")
 ADDRESS = "http://127.0.0.1:8265"
-# A list of what is sent, not of what is not: a forgotten data folder costs minutes, or Ray's limit of 500 MB.
-UPLOADED = ("raydr", "jobs", "pyproject.toml", "README.md", "LICENSE")
 # Each lists every ignore file that it meets, or says that a log has ended.
 NOISY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env")
 # A head node that restarts, or a laptop that slept, is back within this.
@@ -163,16 +161,12 @@ def _number(job: JobDetails, name: str) -> int:
 
 
 def runtime_env(root: Path | None = None) -> dict[str, Any]:
-    """What travels with the job: the package from a source tree (`root`), nothing from an installed one.
+    """What travels with the job: of a source tree (`root`) what its .rayignore leaves, of an installed package nothing.
 
     Ray puts it first on PYTHONPATH of every process of the job, so all nodes run the code that was sent.
     """
     root = root or Path(__file__).parents[2]
-    if not (root / "pyproject.toml").is_file():
-        return {}
-    # "/*" would also match ".", the folder itself: names of two characters and more, then those of one.
-    excludes = ["/??*", "/[!.]", *(f"!/{name}" for name in UPLOADED), *(f"!/{name}/**" for name in UPLOADED)]
-    return {"working_dir": str(root), "excludes": [*excludes, "__pycache__"]}
+    return {"working_dir": str(root)} if (root / ".rayignore").is_file() else {}
 
 
 def _send(client: JobSubmissionClient, name: str, stage: str, argv: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ from raydr import cli
 from raydr.cluster import submit
 from raydr.errors import UserError
 
+ROOT = Path(cli.__file__).parents[1]
 OUT = ["--out", "s3://bucket/run"]
 
 
@@ -73,38 +75,59 @@ def test_nobody_at_the_address_is_one_sentence(capsys, monkeypatch):
     assert "Traceback" not in text
 
 
+def packed(folder, to):
+    """Names in the package that Ray itself makes of what `runtime_env` asks for."""
+    wanted = submit.runtime_env(folder)
+    # What `ray job submit --working-dir .` asks for, so that both send the same.
+    assert wanted == {"working_dir": str(folder)}
+    create_package(wanted["working_dir"], to, include_gitignore=True, excludes=[])
+    with zipfile.ZipFile(to) as content:
+        return {name for name in content.namelist() if not name.endswith("/")}
+
+
 def test_the_upload_is_the_package_alone(tmp_path):
-    """Ray's own packing of what `runtime_env` asks for, from a checkout full of data."""
+    """From a checkout full of data."""
+    sent = {"pyproject.toml", "README.md", "raydr/__init__.py", "raydr/assets/phantom-base/base.json", "jobs/run.py"}
     for name in (
-        "pyproject.toml", "README.md", "raydr/__init__.py", "raydr/assets/phantom-base/base.json", "jobs/run.py",
-        "raydr/__pycache__/a.pyc", "raydr/fundus/__pycache__/b.pyc",
+        *sent, "raydr/__pycache__/a.pyc", "raydr/fundus/__pycache__/b.pyc",
         "runs/a/real/x.parquet", "raydr-demo/recipe.json", "data/DDR/train/1.jpg", "photos.zip", "x", ".env",
         ".git/objects/aa/bb", ".venv/bin/python", "tests/test_x.py", "secrets.env",
     ):  # fmt: skip
         path = tmp_path / "checkout" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    wanted = submit.runtime_env(tmp_path / "checkout")
-    package = tmp_path / "package.zip"
-    create_package(wanted["working_dir"], package, include_gitignore=True, excludes=wanted["excludes"])
-    with zipfile.ZipFile(package) as content:
-        files = {name for name in content.namelist() if not name.endswith("/")}
-    assert files == {
-        "pyproject.toml", "README.md", "raydr/__init__.py", "raydr/assets/phantom-base/base.json", "jobs/run.py",
-    }  # fmt: skip
+    shutil.copy(ROOT / ".rayignore", tmp_path / "checkout")
+    assert packed(tmp_path / "checkout", tmp_path / "package.zip") == sent
 
 
 def test_this_checkout_packs_into_little(tmp_path):
-    wanted = submit.runtime_env()
-    package = tmp_path / "package.zip"
-    create_package(wanted["working_dir"], package, include_gitignore=True, excludes=wanted["excludes"])
-    assert package.stat().st_size < 20e6
-    with zipfile.ZipFile(package) as content:
-        assert {name.split("/")[0] for name in content.namelist()} == set(submit.UPLOADED)
+    names = packed(ROOT, tmp_path / "package.zip")
+    assert (tmp_path / "package.zip").stat().st_size < 20e6
+    assert {name.split("/")[0] for name in names} == {"raydr", "jobs", "pyproject.toml", "README.md", "LICENSE"}
 
 
 def test_an_installed_package_sends_nothing(tmp_path):
     assert submit.runtime_env(tmp_path) == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_a_job_is_its_command_in_the_shape_of_a_cluster(path, monkeypatch):
+    """`ray job submit ... python jobs/synthesize.py` without --shape must not put Stable Diffusion on CPUs."""
+    called = []
+    monkeypatch.setattr(cli, "main", lambda argv: called.append(argv) or 0)
+    for typed, shape in (([], "cluster"), (["--shape", "laptop"], "laptop"), (["--shape.generators", "3"], "cluster")):
+        monkeypatch.setattr(sys, "argv", [str(path), "OUT", *typed])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name="__main__")
+        assert ended.value.code == 0
+        command, *rest = called.pop()
+        assert command == {"benchmark": "bench"}.get(path.stem, path.stem)
+        assert rest[-len(typed) :] == typed or not typed
+        if command in ("bench", "evaluate"):  # they measure what they are told to
+            continue
+        options, fields = cli.parser().parse_known_args([command, *rest])
+        assert options.shape == shape
+        assert fields == ["OUT", *(typed if typed[:1] == ["--shape.generators"] else [])]
 
 
 def test_the_token_is_sent_though_no_mode_is_set(tmp_path, monkeypatch):
@@ -264,7 +287,7 @@ def cluster():
     folder = Path(tempfile.mkdtemp(prefix="rj", dir="/tmp"))
     (folder / "token").write_text("0123456789abcdef" * 4)
     client = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    client |= {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    client |= {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PYTHONPATH": str(ROOT)}
     # A job's `python` is the first on the PATH of the cluster.
     client |= {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     process = subprocess.Popen(
