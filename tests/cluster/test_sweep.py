@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -181,13 +182,19 @@ with session.session(shape):
 """
 
 
-def driver(out, **options):
+def driver(out):
+    """A sweep in a process of its own; what it says of errors is beside `out`, in a file."""
     paths = [os.path.dirname(os.path.dirname(__file__)), os.path.dirname(os.path.dirname(os.path.dirname(__file__)))]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "RAYDR_RAY_TEMP": ""}
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(out)], start_new_session=True, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options,
-    )  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    with open(f"{out}.err", "a") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(out)], start_new_session=True, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
+
+
+def errors_of(run):
+    return Path(f"{run.local}.err").read_text()[-2000:]
 
 
 def committed(run):
@@ -207,7 +214,7 @@ def test_kills_of_driver_and_of_a_trial_leave_the_same_table(tmp_path, ray_temp)
     recipe = small_recipe(num_seeds=4)
     undisturbed, disturbed = (make_run(tmp_path / name, recipe) for name in ("undisturbed", "disturbed"))
     calm = driver(undisturbed.local)
-    assert calm.wait(timeout=600) == 0
+    assert calm.wait(timeout=600) == 0, errors_of(undisturbed)
     assert committed(undisturbed) == 12
 
     # kill -9 of the driver and all that it started, in the middle, twice.

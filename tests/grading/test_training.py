@@ -177,6 +177,35 @@ def test_soft_labels_reach_the_training():
     assert not torch.equal(weights(one), weights(other))
 
 
+def test_mixup_mixes_images_and_targets_by_one_share(monkeypatch):
+    """Zhang et al. 2018, eq. 1-2, in NumPy."""
+    before, mixed, targets = [], [], []
+    grader = dataclasses.replace(TINY, mixup=0.4, steps=2, precision="fp32")
+    augment, make_loss, both = training.pixels.augment, training.losses.make_loss, training.GradingModel.both
+
+    def noted(x, kind, noise):
+        before.append(augment(x, kind, noise).clone())
+        return before[-1]
+
+    def loss_of(*arguments):
+        loss = make_loss(*arguments)
+        return lambda logits, y, progress: targets.append(y.numpy().copy()) or loss(logits, y, progress)
+
+    monkeypatch.setattr(training.pixels, "augment", noted)
+    monkeypatch.setattr(training.losses, "make_loss", loss_of)
+    monkeypatch.setattr(training.GradingModel, "both", lambda self, x: mixed.append(x.clone()) or both(self, x))
+    fit(grader, seed=3)
+    rng = np.random.default_rng(training.seed_of("grader-mixup", 3))
+    drawn = sampling.draws(GRADES, "balanced", 20, 3).reshape(2, 10)
+    for step in range(2):
+        share, partner = rng.beta(0.4, 0.4), rng.permutation(10)
+        x, y = before[step].numpy(), np.eye(5, dtype=np.float32)[GRADES[drawn[step]]]
+        np.testing.assert_allclose(mixed[step].numpy(), share * x + (1 - share) * x[partner], atol=1e-5)
+        np.testing.assert_allclose(targets[step], share * y + (1 - share) * y[partner], atol=1e-6)
+        assert 0 < share < 1
+        assert (partner != np.arange(10)).any()
+
+
 def test_lanet_trains_all_of_its_parts():
     grader = dataclasses.replace(TINY, head="lanet", optimizer="sgd", learning_rate=0.05, augmentation="paper", steps=3)
     trained = fit(grader)
