@@ -4,6 +4,7 @@ Exit codes: 0 complete, 2 a mistake that the user can mend (one sentence), 1 any
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -98,6 +99,7 @@ def stage(options: Any, fields: list[str], known: argparse.ArgumentParser) -> in
         recipe = recipes.named(name)
     if options.help:
         print(next(iter(known._subparsers._group_actions)).choices[options.command].format_help())  # type: ignore
+        shape_help(options.shape)
     recipe = override(recipe, options.command, fields, options.help)
     if not out:
         raise UserError("--out is missing: name the run directory, a path or a bucket")
@@ -130,15 +132,26 @@ def shape_of(name: str, fields: list[str]) -> tuple[Any, list[str]]:
     for item in fields:
         if item.startswith("--"):
             part = mine if item.startswith("--shape.") else others
-        part.append(item.replace("--shape.", "--", 1))
+        part.append(item)
     shape = shapes.named(name)
     if not mine:
         return shape, others
     import tyro
 
-    return tyro.cli(
-        shapes.Shape, default=shape, args=mine, prog="raydr --shape", description="Numbers of the shape:"
-    ), others
+    return tyro.cli(shapes.Machines, default=shapes.Machines(shape), args=mine, prog="raydr STAGE").shape, others
+
+
+def shape_help(name: str) -> None:
+    """Print every field of the shape with its value in the preset `name`."""
+    import tyro
+
+    from raydr import shapes
+
+    with contextlib.suppress(SystemExit):
+        tyro.cli(
+            shapes.Machines, default=shapes.Machines(shapes.named(name)), args=["--help"], prog="raydr STAGE",
+            description="Fields of the shape:",
+        )  # fmt: skip
 
 
 def submit(options: Any, fields: list[str], known: argparse.ArgumentParser) -> int:

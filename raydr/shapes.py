@@ -12,6 +12,7 @@ class Shape:
     name: str = "laptop"
     # Ray address; null attaches to the session that a job runs in, else starts Ray on this machine.
     address: str | None = None
+    # CPUs that Ray gives away on this machine; null gives all. Without effect on a cluster.
     num_cpus: int | None = None
     # Ray's dashboard on http://127.0.0.1:8265 while a stage runs.
     dashboard: bool = True
@@ -53,6 +54,13 @@ class Shape:
         )
         require(self.num_cpus is None or self.num_cpus >= 1, "shape.num_cpus must be at least 1")
         require(self.max_failures >= 0, "shape.max_failures must be at least 0")
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The shape under its name, for the command line's `--shape.FIELD`."""
+
+    shape: Shape
 
 
 SHAPES = {

@@ -352,6 +352,23 @@ def test_a_job_runs_fails_and_is_resumed(cluster, tmp_path):
     assert "finished before" in finished.stdout
 
 
+@pytest.mark.slow
+def test_ray_s_own_command_sends_a_job(cluster, tmp_path):
+    """As README has it: the plan of a stage, in the shape of a cluster, made on the cluster from what was uploaded."""
+    url, client = cluster
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", url, "--working-dir", "."]
+    stage = ["--", "python", "jobs/sweep.py", "--recipe", "debug", "--out", str(tmp_path / "out"), "--dry-run"]
+    done = subprocess.run(
+        [*command, *stage], cwd=ROOT, env=client | {"RAY_AUTH_MODE": "token"},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trials of" in done.stdout
+    assert not (tmp_path / "out").exists()
+    refused = subprocess.run([*command, *stage], cwd=ROOT, env=client, capture_output=True, text=True, timeout=200)
+    assert refused.returncode != 0  # README says that this command wants RAY_AUTH_MODE
+
+
 class Wire:
     """A TCP relay to the cluster that can be cut: a laptop's tunnel."""
 
