@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from raydr import lineage, schema, selection, shards
+from raydr import lineage, metrics, schema, selection, shards
 from raydr.cluster import ingest, placement, session
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
@@ -54,7 +54,9 @@ def image_array(
 
 
 @ray.remote
-def train_member(url: str, recipe: Recipe, number: int, prefix: str, meter: str, num_threads: int) -> dict[str, Any]:
+def train_member(
+    url: str, recipe: Recipe, number: int, prefix: str, meter: str, num_threads: int, gpu: bool
+) -> dict[str, Any]:
     """Train, calibrate and store one member; returns its name, temperature and validation metrics."""
     from raydr.grading.ensemble import save_member
     from raydr.grading.members import train_member as train
@@ -87,6 +89,7 @@ def train_member(url: str, recipe: Recipe, number: int, prefix: str, meter: str,
         seed=recipe.seed * 100 + recipe.replicate,
         fold=recipe.fold,
         groups=table["patient_id"].to_pylist(),
+        device="cuda" if gpu else "cpu",
         on_event=on_event,
         num_threads=num_threads,
     )
@@ -94,6 +97,38 @@ def train_member(url: str, recipe: Recipe, number: int, prefix: str, meter: str,
         save_member(Path(folder), trained.model, meta)
         target.upload(Path(folder), f"{prefix}/{name}")
     return {"name": name, "temperature": meta.temperature, **meta.validation}
+
+
+def mean_probabilities(judges: Any, array: Any, positions: np.ndarray) -> np.ndarray:
+    """The members' mean softmax of the images at `positions` (n,) of `array`: float32 (n, 5)."""
+    parts = [judges.probabilities(array[positions[k : k + 64]]).mean(axis=1) for k in range(0, len(positions), 64)]
+    return np.concatenate(parts)
+
+
+def verdict(recipe: Recipe, target: Run, ensemble_id: str, gpu: bool) -> dict[str, float] | None:
+    """`metrics.summary` of the scoring members' mean probability on the validation photographs, which none has seen.
+
+    None where the run holds no validation photograph.
+    """
+    real = shards.read(target, "real", schema.REAL, COLUMNS)
+    rows = selection.part_of(real, "validation", recipe.fold)
+    if not len(rows):
+        return None
+    judges = load(recipe, target, ensemble_id, "score", "cuda" if gpu else "cpu")
+    table = real.take(rows)
+    digests, grades = table["sha256"].to_pylist(), np.asarray(table["grade"]).astype(np.int64)
+    array = image_array(target, recipe.ingest.px, [("real", schema.REAL)], digests)
+    probabilities = mean_probabilities(judges, array, array.positions(digests))
+    values = metrics.summary(grades, probabilities.argmax(axis=1), probabilities)
+    return {name: float(value) for name, value in values.items() if not np.isnan(value)}
+
+
+@ray.remote
+def verdict_task(url: str, recipe: Recipe, ensemble_id: str, num_threads: int, gpu: bool) -> dict[str, float] | None:
+    import torch
+
+    torch.set_num_threads(num_threads)
+    return verdict(recipe, Run(url), ensemble_id, gpu)
 
 
 # -- on the driver --------------------------------------------------------------------------------
@@ -142,7 +177,10 @@ def ready(recipe: Recipe, target: Run) -> None:
 
 
 def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str, Any]:
-    """Train the members that are not there yet; returns {ensemble_id, members: [...]}."""
+    """Train the members that are not there yet.
+
+    Returns {ensemble_id, members: how many, trained: those of now with their held-out metrics, ensemble: `verdict`}.
+    """
     shape = shape or Shape()
     target = out if isinstance(out, Run) else Run(out)
     members = recipe.ensemble.members
@@ -152,13 +190,14 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
     numbers = [n for n in range(len(members)) if not target.uploaded(f"{prefix}/{member_name(recipe, n)}")]
     total = sum(members[n].grader.steps for n in numbers)
     results: list[dict[str, Any]] = []
+    options = {"num_cpus": shape.trial_cpus, "num_gpus": shape.trial_gpus, **placement.options(shape.trial_gpus)}
+    threads, gpu = max(1, int(shape.trial_cpus)), shape.trial_gpus > 0
     if numbers:
         # Longest first, so that the last to finish is a short one.
         numbers.sort(key=lambda n: -members[n].grader.steps * members[n].grader.px ** 2)
         with session.metered("ensemble", total, "steps") as meter:
-            remote = train_member.options(
-                num_cpus=shape.trial_cpus, num_gpus=shape.trial_gpus, **placement.options(shape.trial_gpus)
-            )
-            threads = max(1, int(shape.trial_cpus))
-            results = ray.get([remote.remote(target.url, recipe, n, prefix, meter, threads) for n in numbers])
-    return {"ensemble_id": ensemble_id, "members": len(members), "trained": sorted(results, key=lambda r: r["name"])}
+            remote = train_member.options(**options)
+            results = ray.get([remote.remote(target.url, recipe, n, prefix, meter, threads, gpu) for n in numbers])
+    found = ray.get(verdict_task.options(**options).remote(target.url, recipe, ensemble_id, threads, gpu))
+    trained = sorted(results, key=lambda member: member["name"])
+    return {"ensemble_id": ensemble_id, "members": len(members), "trained": trained, "ensemble": found}

@@ -68,8 +68,7 @@ def evaluate_one(recipe: Recipe, target: Run, grader: Graded, found: External, g
     positions, device = array.positions(digests), "cuda" if gpu else "cpu"
     if grader.arm == ENSEMBLE:
         judges = ensemble.load(recipe, target, grader.grader_id, "score", device)
-        parts = [judges.probabilities(array[positions[k : k + 64]]).mean(axis=1) for k in range(0, len(positions), 64)]
-        probabilities = np.concatenate(parts)
+        probabilities = ensemble.mean_probabilities(judges, array, positions)
     else:
         from raydr.grading.ensemble import load_member
 

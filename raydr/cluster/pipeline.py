@@ -236,12 +236,10 @@ def describe(stage: str, summary: dict[str, Any]) -> str:
         return f"{summary['photographs']} photographs, training counts by grade {'/'.join(map(str, train))}"
     if stage == "ensemble":
         scores = [member["balanced_accuracy"] for member in summary["trained"] if "balanced_accuracy" in member]
-        text = ", ".join(f"{score:.2f}" for score in scores)
-        return (
-            f"{summary['members']} graders, held-out balanced accuracy {text}"
-            if text
-            else f"{summary['members']} graders"
-        )
+        told = f", held-out balanced accuracy {', '.join(f'{score:.2f}' for score in scores)}" if scores else ""
+        whole = summary.get("ensemble") or {}
+        told += f", {whole['balanced_accuracy']:.2f} together on validation" if "balanced_accuracy" in whole else ""
+        return f"{summary['members']} graders{told}"
     if stage == "finetune":
         names = ", ".join(name.rsplit("-", 1)[0] for name in summary["generators"])
         cost = summary.get("ecc_cost")

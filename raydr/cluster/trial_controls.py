@@ -23,8 +23,8 @@ def judge(node: Node, trial: Trial, trial_id: str) -> dict[str, float]:
     for split in ("validation", "test"):
         rows = selection.part_of(node.tables.real, split, node.recipe.fold)
         positions = array.positions(node.digests(node.tables.real, rows))
-        parts = [judges.probabilities(array[positions[k : k + 64]]).mean(axis=1) for k in range(0, len(rows), 64)]
-        grades, probabilities = node.grades(node.tables.real, rows), np.concatenate(parts)
+        grades = node.grades(node.tables.real, rows)
+        probabilities = ensemble.mean_probabilities(judges, array, positions)
         ids = node.tables.real["image_id"].take(rows).to_pylist()
         tables.append(prediction_rows(trial_id, split, ids, grades, probabilities))
         scores[split] = metrics.summary(grades, probabilities.argmax(axis=1), probabilities)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cluster.small_run import make_run, recomputed, results, small_recipe
 
-from raydr import schema, shards
+from raydr import metrics, schema, shards
 from raydr.cluster import sweep, trial_node, trial_run
 from raydr.grading.evaluate import load_grader
 from raydr.trials import plan
@@ -77,6 +77,13 @@ def test_the_ensemble_row_is_the_members_mean(done):
     for row in [row for row in real if row["split"] == "test"][::7]:
         expected = judges.probabilities(decode(row["image"])[None]).mean(axis=1)[0]
         np.testing.assert_allclose(mine[row["image_id"]]["probabilities"], expected, atol=1e-5)
+    # What the ensemble stage says of validation is what this row's predictions there give.
+    told = ensemble.verdict(RECIPE, run, ensemble.identity(RECIPE, run), False)
+    held = [r for r in table if r["trial_id"] == rows["ensemble"]["trial_id"] and r["split"] == "validation"]
+    columns = [np.array([row[name] for row in held]) for name in ("grade", "prediction", "probabilities")]
+    expected = metrics.summary(*columns)
+    for name in ("balanced_accuracy", "macro_auc", "brier"):
+        assert told[name] == pytest.approx(expected[name], abs=1e-6)
 
 
 def test_a_probe_is_held_out_on_images_of_both_kinds(done):
