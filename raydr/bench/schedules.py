@@ -1,12 +1,13 @@
 """Does a cheaper schedule of ECC's candidates learn what the full one does?
 
-    python -m raydr.bench.schedules OUT [--seeds 5] [--cheap ecc_steps=5 ecc_pool=24 ...]
+    python -m raydr.bench.schedules OUT [--seeds 5] [--grade 1] [--cheap ecc_steps=5 ecc_pool=24 ...] [--cheap ...]
 
 OUT is a run with photographs and an ensemble. For each seed one plain run is trained to `ecc_start`, and from there
-ECC twice: as the recipe says, and with the cheap fields. Compared over seeds, paired: the validation loss at the end,
-and the share of fresh images (equal noise, the recipe's own sampler) whose ensemble mean reaches the threshold.
-Equivalence is claimed by two one-sided t-tests with a margin of one point: 1 % of the loss, .01 of acceptance. Needs
-no Ray; the seconds are this machine's.
+ECC again and again: as the recipe says, with each cheap schedule, and without the term (w_ecc = 0), which says how
+much there is to lose. Compared over seeds, paired: the validation loss at the end, and the share of fresh images
+(equal noise, the recipe's own sampler) whose ensemble mean reaches the threshold. Equivalence is claimed by two
+one-sided t-tests with a margin of one point: 1 % of the loss, .01 of acceptance. Needs no Ray; the seconds are this
+machine's.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from raydr.storage import Run
 # Fewer steps of the multistep solver, and a refresh that ends with a full pool.
 CHEAP = {"ecc_steps": 5, "ecc_pool": 24}
 MARGIN = 0.01
+FULL = "full"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,88 +49,98 @@ class Outcome:
 
 
 def compare(
-    recipe: Recipe, target: Run, cheap: dict[str, Any], num_seeds: int, num_images: int, on_event: Callable[[str], None]
-) -> list[tuple[Outcome, Outcome]]:
-    """(full, cheap) for each seed."""
+    recipe: Recipe,
+    target: Run,
+    schedules: dict[str, dict[str, Any]],
+    num_seeds: int,
+    num_images: int,
+    grade: int,
+    on_event: Callable[[str], None],
+) -> list[dict[str, Outcome]]:
+    """For each seed {name: outcome} of `schedules` = {name: fields of Finetune that it changes}."""
     import torch
 
     from raydr.diffusion.model import load_base
     from raydr.diffusion.state import Alone
 
-    full = recipe.finetune
+    config = recipe.finetune
     latents.run_here(recipe, target, torch.get_num_threads())
-    base, known = load_base(full.base, full.precision, full.revision), latents.base_of(recipe)
+    base, known = load_base(config.base, config.precision, config.revision), latents.base_of(recipe)
     roles = latents.parts(recipe, target, Alone(), known)
     if "validation" not in roles:
         raise UserError(f"{target.url} holds no validation photographs to compare by: ingest some")
     judge = ensemble.load(recipe, target, ensemble.require(recipe, target), "score").probabilities
-    dataset, found = finetune.dataset_of(recipe, target), []
+    setup = Setup(base, roles, judge, finetune.dataset_of(recipe, target), config, grade, num_images)
+    found = []
     for number in range(num_seeds):
-        seed = seed_of("schedules", recipe.seed, number)
-        both = _pair(base, roles, judge, dataset, full, dataclasses.replace(full, **cheap), seed, num_images)
-        found.append(both)
-        on_event(
-            f"seed {number}: validation {both[0].validation:.4f} / {both[1].validation:.4f}, acceptance "
-            f"{both[0].acceptance:.3f} / {both[1].acceptance:.3f}, ECC at {both[0].ratio:.2f}x / {both[1].ratio:.2f}x "
-            "the training"
-        )
+        outcomes = setup.outcomes(schedules, seed_of("schedules", recipe.seed, number))
+        found.append(outcomes)
+        for name, one in outcomes.items():
+            cost = f"a refresh {one.ratio:.2f}x the training" if one.refresh_seconds else "no refresh"
+            on_event(f"seed {number}, {name}: validation {one.validation:.4f}, acceptance {one.acceptance:.3f}, {cost}")
     return found
 
 
-def _pair(
-    base: Any,
-    roles: dict[str, Any],
-    judge: Callable[[np.ndarray], np.ndarray],
-    dataset: str,
-    full: Finetune,
-    cheap: Finetune,
-    seed: int,
-    num_images: int,
-) -> tuple[Outcome, Outcome]:
-    from raydr.diffusion.state import Spec
-    from raydr.diffusion.training import Trainer
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What all runs of a comparison share."""
 
-    grade = full.grades[0]
+    base: Any
+    roles: dict[str, Any]
+    judge: Callable[[np.ndarray], np.ndarray]
+    dataset: str
+    config: Finetune
+    grade: int
+    num_images: int
 
-    def trainer(config: Finetune, kind: str, heard: list[dict[str, Any]]) -> Any:
-        spec = Spec(kind, kind, (grade,), dataset, seed)
+    def trainer(self, config: Finetune, kind: str, seed: int, on_event: Callable[[dict[str, Any]], None]) -> Any:
+        from raydr.diffusion.state import Spec
+        from raydr.diffusion.training import Trainer
+
+        spec = Spec(kind, kind, (self.grade,), self.dataset, seed)
         return Trainer(
-            base, dataclasses.replace(config, validate_every=0), spec, roles["train"], roles["prior"],
-            roles["validation"], judge, on_event=heard.append,
+            self.base, dataclasses.replace(config, validate_every=0), spec, self.roles["train"], self.roles["prior"],
+            self.roles["validation"], self.judge, on_event=on_event,
         )  # fmt: skip
 
-    plain = trainer(full, "plain", [])
-    plain.run(full.ecc_start)
-    branch = plain.state()
-    plain.close()
-    outcomes = []
-    for config in (full, cheap):
+    def outcomes(self, schedules: dict[str, dict[str, Any]], seed: int) -> dict[str, Outcome]:
+        """One plain run to the branch, and from there one run a schedule."""
+        plain = self.trainer(self.config, "plain", seed, lambda event: None)
+        plain.run(self.config.ecc_start)
+        branch = plain.state()
+        plain.close()
+        return {name: self.outcome(fields, seed, branch) for name, fields in schedules.items()}
+
+    def outcome(self, fields: dict[str, Any], seed: int, branch: Any) -> Outcome:
+        config = dataclasses.replace(self.config, **fields)
         heard: list[dict[str, Any]] = []
-        run = trainer(config, "ecc", heard)
+        # Without the term nothing is to be refreshed.
+        run = self.trainer(config, "ecc" if config.w_ecc else "plain", seed, heard.append)
         run.restore(branch)
         run.run()
-        cost = ecc_cost(heard, config.ecc_every)
+        cost = ecc_cost(heard, config.ecc_every) if config.w_ecc else {"refresh_seconds": 0.0, "train_seconds": 1.0}
         if cost is None:
             raise UserError("No candidate was accepted at any refresh: lower finetune.ecc_threshold, or train longer")
-        run.config = full  # both are measured with the same sampler
+        full = run.config = self.config  # all are measured with the same sampler
         accepted = 0
-        for start in range(0, num_images, full.ecc_batch):
-            seeds = [seed_of("fresh", seed, k) for k in range(start, min(num_images, start + full.ecc_batch))]
-            images = run.sample(grade, seeds, full.ecc_steps, full.ecc_guidance, full.ecc_batch)
-            accepted += int((judge(images)[:, :, grade].mean(axis=1) >= full.ecc_threshold).sum())
+        for start in range(0, self.num_images, full.ecc_batch):
+            numbers = range(start, min(self.num_images, start + full.ecc_batch))
+            seeds = [seed_of("fresh", seed, k) for k in numbers]
+            images = run.sample(self.grade, seeds, full.ecc_steps, full.ecc_guidance, full.ecc_batch)
+            accepted += int((self.judge(images)[:, :, self.grade].mean(axis=1) >= full.ecc_threshold).sum())
         loss = run.validation_loss()
         assert loss is not None, "there are validation photographs, so some of this grade were expected"
-        outcomes.append(Outcome(loss, accepted / num_images, cost["refresh_seconds"], cost["train_seconds"]))
         run.close()
-    return outcomes[0], outcomes[1]
+        return Outcome(loss, accepted / self.num_images, cost["refresh_seconds"], cost["train_seconds"])
 
 
 def verdict(pairs: Sequence[tuple[Outcome, Outcome]]) -> dict[str, Any]:
-    """Both tests and what a refresh cost in terms of the training between two, per schedule."""
+    """Both tests and what a refresh cost in terms of the training between two; `pairs` are (full, cheap) by seed."""
     loss = statistics.tost([cheap.validation / full.validation - 1 for full, cheap in pairs], MARGIN)
     acceptance = statistics.tost([cheap.acceptance - full.acceptance for full, cheap in pairs], MARGIN)
     return {
         "num_seeds": len(pairs),
+        "acceptance_full": float(np.mean([full.acceptance for full, _ in pairs])),
         "validation_loss_relative": dataclasses.asdict(loss),
         "acceptance": dataclasses.asdict(acceptance),
         "ratio_full": float(np.median([full.ratio for full, _ in pairs])),
@@ -157,7 +169,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--images", type=int, default=64, help="fresh images a run that measure acceptance (default: 64)"
     )
-    parser.add_argument("--cheap", nargs="*", metavar="FIELD=VALUE", help=f"the cheap schedule (default: {CHEAP})")
+    parser.add_argument("--grade", type=int, help="the generator's grade (default: the first of finetune.grades)")
+    parser.add_argument(
+        "--cheap", nargs="*", action="append", metavar="FIELD=VALUE", help=f"a cheap schedule (default: {CHEAP})"
+    )
     options = parser.parse_args(argv)
     target = Run(options.out)
     recipe = stored_recipe(target)
@@ -165,9 +180,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"There is no run in {target.url}: name the --out of a run")
     if options.seeds < 2:
         raise UserError("--seeds must be at least 2: one difference has no spread")
-    cheap = _fields(options.cheap) if options.cheap else CHEAP
-    found = verdict(compare(recipe, target, cheap, options.seeds, options.images, terminal.note))
-    print(json.dumps(found, indent=1))
+    grade = recipe.finetune.grades[0] if options.grade is None else options.grade
+    schedules: dict[str, dict[str, Any]] = {FULL: {}}
+    for fields in [_fields(words) for words in options.cheap or ()] or [CHEAP]:
+        schedules[" ".join(f"{name}={value}" for name, value in fields.items())] = fields
+    schedules["w_ecc=0"] = {"w_ecc": 0.0}
+    found = compare(recipe, target, schedules, options.seeds, options.images, grade, terminal.note)
+    told = {
+        name: verdict([(outcomes[FULL], outcomes[name]) for outcomes in found]) for name in schedules if name != FULL
+    }
+    print(json.dumps(told, indent=1))
     return 0
 
 

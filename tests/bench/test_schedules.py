@@ -45,10 +45,15 @@ def test_a_cheap_schedule_costs_less(tmp_path, capsys, monkeypatch):
     recipe = changed(small_recipe(), finetune=settings)
     target = make_run(tmp_path / "out", recipe, samples_per_grade=1)
     target.replace_json("recipe.json", json.loads(json.dumps({"recipe": dataclasses.asdict(recipe)})))
-    assert schedules.main([target.url, "--images", "16", "--cheap", "ecc_steps=4", "ecc_pool=6"]) == 0
+    cheap = ["--cheap", "ecc_steps=4", "ecc_pool=6", "--cheap", "ecc_every=12"]
+    assert schedules.main([target.url, "--images", "16", *cheap]) == 0
     printed = capsys.readouterr().out
-    found = json.loads(printed[printed.index("{") :])
+    told = json.loads(printed[printed.index("{") :])
     with capsys.disabled():
         print(f"\n{printed}")
-    assert found["num_seeds"] == 5
+    assert list(told) == ["ecc_steps=4 ecc_pool=6", "ecc_every=12", "w_ecc=0"]
+    assert [found["num_seeds"] for found in told.values()] == [5, 5, 5]
+    found = told["ecc_steps=4 ecc_pool=6"]
     assert found["ratio_cheap"] < 0.6 * found["ratio_full"]
+    assert told["ecc_every=12"]["ratio_cheap"] < 0.8 * found["ratio_full"]
+    assert told["w_ecc=0"]["ratio_cheap"] == 0

@@ -3,7 +3,9 @@
     python finetune_driver.py OUT BASE FAULT STEP[,STEP...]
 
 FAULT: none; rank (SIGKILL of a rank); driver (SIGKILL of this process); node (the node of a rank goes); shrink (the
-same, with nothing in its place: one rank goes on). Prints `hurt STEP` after each, `done RANKS` at the end.
+same, with nothing in its place: one rank goes on); full (the disk of the snapshots fills up); nan (a weight decay under
+which weights grow a hundredfold a step). Prints `hurt STEP` after each, then `done RANKS`, or `refused SENTENCE` and
+exits 1.
 """
 
 import contextlib
@@ -13,12 +15,14 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import ray
 from small_run import changed, small_recipe
 
-from raydr.cluster import finetune, session
+from raydr.cluster import finetune, session, snapshots
+from raydr.errors import UserError
 from raydr.shapes import Shape
 from raydr.storage import Run
 
@@ -67,7 +71,14 @@ def node_of(cluster, pid):
     return None
 
 
-def hurt(fault, steps, cluster):
+def fill(path):
+    """Write to `path` until its disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def hurt(fault, steps, cluster, out):
     """Runs in the main thread: `remove_node` wants it."""
     for step in steps:
         values = wait_for(lambda values, step=step: step_of(values) >= step)
@@ -75,6 +86,10 @@ def hurt(fault, steps, cluster):
         if fault == "driver":
             print(f"hurt {step}", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "full":
+            fill(Path(out) / snapshots.ROOT / "filler")
+            print(f"hurt {step}", flush=True)
+            return
         if fault == "rank":
             os.kill(before[f"rank:{step % len(before)}"], signal.SIGKILL)
         else:
@@ -98,9 +113,13 @@ def main(out, base, fault, steps):
     if fault == "shrink":
         shape = dataclasses.replace(shape, train_workers=1, max_train_workers=2)
     answers, ranks = [], [0]
+    recipe = recipe_of(base, **({"weight_decay": 1e5} if fault == "nan" else {}))
 
     def work():
-        answers.append(finetune.run(recipe_of(base), Run(out), shape))
+        try:
+            answers.append(finetune.run(recipe, Run(out), shape))
+        except UserError as error:
+            print(f"refused {error}", flush=True)
 
     def look():  # how many ranks the last group had
         while thread.is_alive():
@@ -113,7 +132,7 @@ def main(out, base, fault, steps):
         thread.start()
         looker = threading.Thread(target=look, daemon=True)
         looker.start()
-        hurt(fault, steps, cluster)
+        hurt(fault, steps, cluster, out)
         thread.join()
         looker.join()
     if not answers:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from small_run import make_run
 
 from raydr.cluster import snapshots
+from raydr.diffusion.state import State
+from raydr.storage import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 12 + 8  # plain, and ECC from its branch
@@ -128,3 +131,42 @@ def test_a_truncated_snapshot_costs_steps_and_a_sentence(base, out, alone, ray_t
     told = fit(out, base, ray_temp=ray_temp)
     assert "is cut short or damaged: training went on from" in told
     assert_same(weights(out), weights(alone))
+
+
+@pytest.fixture
+def small_disk(out):
+    """The snapshots' folder on a disk of its own, 8 MB."""
+    folder = out / snapshots.ROOT
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a disk that can be filled is mounted by root alone")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_the_fit_goes_on_after(base, out, alone, ray_temp, small_disk):
+    told = fit(out, base, "full", [5], ray_temp, code=1)
+    assert "hurt 5" in told
+    (sentence,) = [line for line in told.splitlines() if line.startswith("refused ")]
+    assert "full" in sentence
+    (name,) = [path.name for path in small_disk.iterdir() if path.is_dir()]
+    kept = snapshots.listed(Run(str(out)), name)
+    assert kept[0].step >= 4
+    State.from_bytes(Run(str(out)).read(kept[0].key))  # whole
+    (small_disk / "filler").unlink()
+    assert "done 2" in fit(out, base, ray_temp=ray_temp)
+    assert_same(weights(out), weights(alone))
+
+
+def test_a_loss_that_is_no_number_ends_the_fit_and_keeps_the_last_good_snapshot(base, out, ray_temp):
+    told = fit(out, base, "nan", ray_temp=ray_temp, code=1)
+    (sentence,) = [line for line in told.splitlines() if line.startswith("refused ")]
+    step = int(re.search(r"is no number at step (\d+): lower finetune.learning_rate", sentence)[1])
+    assert step > 3, "one snapshot, every other step, was due before"
+    (name,) = [path.name for path in (out / snapshots.ROOT).iterdir() if path.is_dir()]
+    newest = snapshots.listed(Run(str(out)), name)[0]
+    assert step - 4 <= newest.step < step
+    state = State.from_bytes(Run(str(out)).read(newest.key))
+    assert all(torch.isfinite(value).all() for value in state.weights.values())
+    assert not list(out.glob("generators/*"))
