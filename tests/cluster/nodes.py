@@ -62,7 +62,7 @@ for line in sys.stdin:
         victim = None
         while victim is None and time.time() < end:
             victim = next((node for node in nodes if works_on(node, title)), None)
-            time.sleep(0.02)
+            time.sleep(0.1)
         if victim is None:
             titles = [" ".join(worker.cmdline()) for node in nodes
                       for worker in psutil.Process(node.all_processes["raylet"][0].process.pid).children()]
