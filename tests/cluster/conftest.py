@@ -24,6 +24,6 @@ def ray_temp():
 def finished_run(tmp_path_factory, ray_temp):
     """OUT of `raydr run --recipe debug`, complete."""
     out = tmp_path_factory.mktemp("run") / "out"
-    # Fine-tuning takes a thread a CPU, and the last bits of weights follow from that: two, as in the tests that compare.
+    # Fine-tuning takes a thread a CPU, and the last bits of weights follow from that: two, as where tests compare.
     assert cli.main(["run", "--recipe", "debug", "--out", str(out), "--shape.num-cpus", "2"]) == 0
     return out
