@@ -1,11 +1,17 @@
 """The sweep: Tune against bare loops of the same trainings."""
 
-from raydr import schema, shards
+import dataclasses
+import shutil
+import time
+
+import numpy as np
+
+from raydr import schema, selection, shards
 from raydr.bench import workload
 from raydr.bench.fits import median
 from raydr.bench.results import Measured
 from raydr.bench.rig import Rig, plain
-from raydr.cluster import sweep
+from raydr.cluster import ensemble, session, sweep
 from raydr.errors import UserError
 from raydr.storage import Run
 
@@ -31,6 +37,7 @@ def run(bench: Rig) -> None:
     )
     rest = processes / verdict.pipeline - median(seconds)
     bench.result.add("a trial beyond its training", rest, "s", "evaluation, commits, Tune's turn-around; bar 3")
+    first_epoch(bench)
 
 
 def tuned(bench: Rig, target: Run) -> None:
@@ -50,3 +57,24 @@ def _graders(bench: Rig, processes: int) -> Measured:
 def training_seconds(target: Run) -> float:
     """Median seconds of the training loops of a finished sweep."""
     return median(shards.read(target, "trials/results", schema.TRIALS, ["seconds"])["seconds"].to_pylist())
+
+
+def first_epoch(bench: Rig) -> None:
+    """What a grader's first epoch waits for its images, and what decoding them took, which a node does once."""
+    from raydr.grading import training
+
+    target, recipe = bench.copy("sweep-epoch"), bench.recipe
+    shutil.rmtree(session.node_cache(target) / "arrays", ignore_errors=True)
+    real = shards.read(target, "real", schema.REAL, ensemble.COLUMNS)
+    rows = selection.part_of(real, "train", recipe.fold)
+    digests, grades = real["sha256"].take(rows).to_pylist(), np.asarray(real["grade"].take(rows)).astype(np.int64)
+    started = time.perf_counter()
+    array = ensemble.image_array(target, recipe.ingest.px, [("real", schema.REAL)], digests)
+    decoding = time.perf_counter() - started
+    grader = dataclasses.replace(recipe.sweep.grader, steps=max(2, len(rows) // recipe.sweep.grader.batch))
+    found = training.train(
+        grader, array, array.positions(digests), grades, seed=0, device=bench.device, num_threads=1
+    )  # fmt: skip
+    (waited,) = [event["waited_seconds"] for event in found.history if event.get("step") == grader.steps]
+    note = f"of {found.seconds:.1f} s, {len(rows)} images; decoding them, once a node, took {decoding:.2f} s; bar 5"
+    bench.result.add("first epoch's wait for images", 100 * waited / found.seconds, "%", note)

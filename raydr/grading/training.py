@@ -159,8 +159,9 @@ def train(
     `validation` = (rows, grades) into the same images; with `grader.evaluate_every` the best weights by
     validation balanced accuracy are kept (the earliest of equals), else the last. `synthetic` bool (n,)
     and `soft_targets` float32 (n, 5) serve `grader.soft_labels` and the paper's sampler. `on_event` gets
-    {"event": "train", "step", "steps", "loss", "learning_rate", "images_per_second"} some twenty times and
-    {"event": "validation", "step", "balanced_accuracy", "loss"}. Equal arguments on equal devices and
+    {"event": "train", "step", "steps", "loss", "learning_rate", "images_per_second", "waited_seconds"} some twenty
+    times, the last of which is what training has waited for images so far, and {"event": "validation", "step",
+    "balanced_accuracy", "loss"}. Equal arguments on equal devices and
     thread counts give equal bits. Raises UserError for combinations that `losses` refuses.
     """
     device = torch.device(device)
@@ -189,9 +190,13 @@ def train(
         optimizer = make_optimizer(grader, model)
         best: tuple[float, int, dict[str, float], dict[str, Tensor]] | None = None
         every, started, reported = max(1, grader.steps // 20), time.perf_counter(), (time.perf_counter(), 0)
-        plan = schedule.reshape(grader.steps, grader.batch)
+        plan, waited = schedule.reshape(grader.steps, grader.batch), 0.0
+        source = batches(images, rows, plan, device)
 
-        for step, batch in enumerate(batches(images, rows, plan, device)):
+        for step in range(grader.steps):
+            asked = time.perf_counter()
+            batch = next(source)
+            waited += time.perf_counter() - asked
             x = pixels.augment(pixels.to_input(batch, grader.px, device), grader.augmentation, noise)
             y = targets[torch.from_numpy(plan[step]).to(device)]
             if grader.mixup > 0:
@@ -223,6 +228,7 @@ def train(
                     loss=float(loss.detach()),
                     learning_rate=learning_rate(grader, step),
                     images_per_second=rate,
+                    waited_seconds=waited,
                 )
             due = done == grader.steps or (grader.evaluate_every > 0 and done % grader.evaluate_every == 0)
             if validation is not None and due:

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from raydr import schema, shards
 from raydr.grades import NUM_GRADES
 from raydr.report.data import Part
 
@@ -61,6 +63,50 @@ def acceptance(parts: list[Part], band: tuple[float, float]) -> dict[str, dict[s
                 "mean_score": float(score.mean()),
             }
     return found
+
+
+def rescored(parts: list[Part], band: tuple[float, float]) -> list[dict[str, Any]]:
+    """What other ensembles (`raydr rescore`) say of the same images, usable ones alone: a row an ensemble and grade.
+
+    Scorers that took no part in ECC or in the band (paper 9, "against circularity") show by how much the ensemble in
+    the loop flatters its own choice: `accepted_share` and `accepted_score` are theirs of the images that it accepts.
+    """
+    found = []
+    for part in parts:
+        table = shards.read(part.run, "scores", schema.SCORES, ["sample_id", "ensemble_id", "score"], required=False)
+        at = pc.index_in(table["sample_id"], value_set=part.samples["sample_id"].combine_chunks())
+        table = table.append_column("at", at).filter(pc.is_valid(at))
+        for (ensemble_id,), mine in groups(table, "ensemble_id").items():
+            theirs = table.take(mine)
+            of_samples = part.samples.take(theirs["at"])
+            judged = of_samples.append_column("theirs", theirs["score"])
+            for (generator, kind, grade), rows in groups(judged, "generator_id", "kind", "grade").items():
+                one = judged.take(rows)
+                good = usable(one)
+                own, other = scores(one)[good], np.round(one["theirs"].to_numpy().astype(float), 6)[good]
+                accepted, passed = ((value >= band[0]) & (value <= band[1]) for value in (own, other))
+                found.append(
+                    {
+                        "ensemble_id": ensemble_id,
+                        "generator_id": generator,
+                        "kind": kind,
+                        "grade": grade,
+                        "replicate": part.replicate,
+                        "num_images": len(own),
+                        "share": _mean(passed),
+                        "own_share": _mean(accepted),
+                        "mean_score": _mean(other),
+                        "own_mean_score": _mean(own),
+                        "accepted_share": _mean(passed[accepted]),
+                        "accepted_score": _mean(other[accepted]),
+                        "own_accepted_score": _mean(own[accepted]),
+                    }
+                )
+    return found
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def score_counts(parts: list[Part]) -> list[dict[str, Any]]:

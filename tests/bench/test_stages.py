@@ -89,4 +89,6 @@ def test_sweep(bench, monkeypatch):
     (pair,) = bench.result.pairs
     assert pair.unit == "trials"
     assert pair.efficiency > 0
-    assert set(bench.result.values) == {"2 bare trainings over one", "a trial beyond its training"}
+    names = {"2 bare trainings over one", "a trial beyond its training", "first epoch's wait for images"}
+    assert set(bench.result.values) == names
+    assert 0 < bench.result.values["first epoch's wait for images"]["value"] < 100

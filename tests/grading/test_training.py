@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -238,6 +239,19 @@ def test_decay_spares_biases_and_norms():
 def test_refused_combinations_are_refused_before_training():
     with pytest.raises(UserError, match="balanced_softmax"):
         fit(dataclasses.replace(TINY, loss="balanced_softmax"))
+
+
+def test_what_is_waited_for_images_is_told():
+    class Slow:
+        def __getitem__(self, positions):
+            time.sleep(0.2)
+            return IMAGES[positions]
+
+    slow = training.train(TINY, Slow(), ROWS, GRADES, seed=0, num_threads=1)
+    waits = [event["waited_seconds"] for event in slow.history]
+    # The first gather hides behind nothing; how much of the others does is up to the machine.
+    assert 0.2 <= waits[0] <= waits[-1] < slow.seconds
+    assert waits == sorted(waits)
 
 
 def test_an_error_while_gathering_surfaces():

@@ -3,11 +3,14 @@
 import base64
 import io
 
+import fake_run
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raydr.report import data, gallery, heatmap, samples
+from raydr import schema, shards
+from raydr.report import data, gallery, heatmap, page, samples
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,34 @@ def test_acceptance(parts):
     of_group = [r for r in table.to_pylist() if r["generator_id"] == "plain-g1-0"]
     assert row["memorised"] == sum(r["nearest_distance"] < 2 for r in of_group)
     assert row["unusable"] == sum(r["nearest_distance"] < 2 or r["blank"] for r in of_group)
+
+
+def test_other_scorers_are_compared_on_the_same_images(tmp_path):
+    run = fake_run.write_run(tmp_path / "run", num_samples=64, with_trials=False)
+    assert samples.rescored(data.load(run, 1), (0.7, 0.9)) == []
+    table = data.load(run, 1)[0].samples
+    mine = [row for row in table.to_pylist() if row["generator_id"] == "ecc-g3-0"][:-1]  # one is not judged yet
+    half = [row | {"ensemble_id": "e-0-audit", "score": row["score"] / 2 + 0.4} for row in reversed(mine)]
+    gone = {"sample_id": "gone/g3/1", "ensemble_id": "e-0-audit", "probabilities": [[0.2] * 5], "score": 1.0}
+    rows = [{name: row[name] for name in schema.SCORES.names} for row in [*half, gone]]
+    key = "scores/e-0-audit/ecc-g3-0/g3-000000.parquet"
+    shards.commit(run, key, pa.Table.from_pylist(rows, schema.SCORES), schema.SCORES, "s")
+    (row,) = samples.rescored(data.load(run, 1), (0.7, 0.9))
+    own = np.array([row["score"] for row in mine if row["usable"]])
+    inside = (own >= 0.7) & (own <= 0.9)
+    other = own / 2 + 0.4
+    passed = (other >= 0.7) & (other <= 0.9)
+    assert 0 < inside.sum() < len(own)
+    assert (row["ensemble_id"], row["generator_id"], row["grade"]) == ("e-0-audit", "ecc-g3-0", 3)
+    assert row["num_images"] == len(own)
+    expected = {"share": passed.mean(), "own_share": inside.mean(), "mean_score": other.mean()}
+    expected |= {"own_mean_score": own.mean(), "accepted_share": passed[inside].mean()}
+    expected |= {"accepted_score": other[inside].mean(), "own_accepted_score": own[inside].mean()}
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value, abs=1e-5), name
+    text, _ = page.render(run, fake_run.recipe())
+    assert "What other scorers say" in text
+    assert "e-0-audit" in text
 
 
 def test_verdict_matrices_count_the_ensembles_first_choice(parts):
