@@ -18,8 +18,11 @@ MAX_PIXELS = 200_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 # What a table may hold. Never all that Pillow knows: EPS starts an interpreter.
 FORMATS = ("WEBP", "PNG", "JPEG")
-# What Pillow's readers raise beside OSError for bytes that are no whole image.
-BROKEN = (SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+# What Pillow's readers raise beside OSError for bytes that are no whole image: they reckon with whatever the file says.
+BROKEN = (
+    SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 def encode(pixels: np.ndarray, codec: str = "webp") -> bytes:

@@ -5,8 +5,6 @@ cannot become a photograph raises `Unusable` with the reason that goes into the 
 """
 
 import io
-import struct
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +15,7 @@ from raydr.fundus.field_of_view import Crop, crop_circle, crop_paper
 from raydr.fundus.phash import hamming, mirrored, phash
 from raydr.fundus.readers.rows import Row
 from raydr.identity import sha256
-from raydr.images import MAX_PIXELS, encode
+from raydr.images import BROKEN, MAX_PIXELS, encode
 
 __all__ = ["Prepared", "Unusable", "decode_photograph", "hamming", "mirrored", "phash", "prepare", "prepare_row"]
 
@@ -65,7 +63,7 @@ def open_photograph(data: bytes) -> Image.Image:
         raise Unusable(NOT_AN_IMAGE, f"{len(data)} bytes starting with {data[:8]!r}") from None
     except Image.DecompressionBombError as error:
         raise Unusable(ABSURD_SIZE, str(error)) from None
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+    except (OSError, *BROKEN) as error:
         raise Unusable(TRUNCATED, f"broken header: {error}") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -92,13 +90,14 @@ def decoded(data: bytes, px: int | None) -> tuple[np.ndarray, tuple[int, int]]:
     """(pixels as `decode_photograph` gives them, upright (width, height) of the file). Raises Unusable."""
     image = open_photograph(data)
     width, height = image.size
-    if px is not None:
-        image.draft(None, (px, px))
     try:
+        if px is not None:
+            image.draft(None, (px, px))
         image.load()
-        turned = image.getexif().get(0x0112, 1) > 4  # EXIF orientations 5-8 lie on their side
+        # EXIF orientations 5-8 lie on their side; a damaged one may be text.
+        turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
         pixels = np.asarray(rgb(ImageOps.exif_transpose(image)))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except (OSError, *BROKEN) as error:
         raise Unusable(TRUNCATED, str(error)) from None
     return pixels, (height, width) if turned else (width, height)
 
