@@ -159,6 +159,10 @@ def upkeep_arguments(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     judged.add_argument("out", metavar="OUT", help="run directory")
     judged.add_argument("--ensemble", required=True, metavar="DIR", help="folder of members, or an id in OUT/graders")
     judged.add_argument("--role", default="score", choices=["score", "audit", "all"], help="members (default: score)")
+    judged.add_argument(
+        "--paper-mode", action="store_true",
+        help="accept imported graders, though nothing shows which photographs they have seen (default: refuse them)",
+    )  # fmt: skip
     judged.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
     judged.add_argument("--address", help="address of a Ray cluster (default: the job's own, else this machine)")
 

@@ -102,6 +102,6 @@ def import_member(options: Any) -> int:
     terminal.line("import", f"{folder}: {report}")
     terminal.note(
         "nothing shows which photographs an imported grader has seen: strict runs refuse it, and so does any check of "
-        "leaks; use it to compare with the paper alone"
+        "leaks; to compare with the paper alone, `raydr rescore OUT --ensemble DIR --paper-mode`"
     )
     return 0

@@ -106,7 +106,7 @@ def rescore(options: Any, recipe: Recipe, target: Run) -> int:
     shape = shapes.with_options(shapes.named(options.shape), options.address, None, None)
     clock = terminal.Clock()
     with target.lock("rescore"):
-        result = stage.run(recipe, target, options.ensemble, options.role, shape)
+        result = stage.run(recipe, target, options.ensemble, options.role, shape, options.paper_mode)
     told = f"{result['images']} images by {len(result['members'])} members, {result['scored']} of them now"
     terminal.line("rescore", f"scores/{result['ensemble_id']}: {told}", clock.seconds)
     terminal.note(f"raydr select {options.out} --ensemble {result['ensemble_id']}   takes these scores")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from raydr import schema, selection, shards
+from raydr import schema, selection, shards, terminal
 from raydr.cluster import placement, session
 from raydr.config import Recipe
 from raydr.errors import BudgetExhausted, MissingInput, UserError
@@ -67,11 +67,19 @@ class Rescore:
 # -- on the driver --------------------------------------------------------------------------------
 
 
-def run(recipe: Recipe, out: str | Run, ensemble: str, role: str = "score", shape: Shape | None = None) -> dict:
+def run(
+    recipe: Recipe,
+    out: str | Run,
+    ensemble: str,
+    role: str = "score",
+    shape: Shape | None = None,
+    paper_mode: bool = False,
+) -> dict:
     """Score all committed images by `ensemble`; returns {ensemble_id, members, images, scored}. Resumes.
 
     `ensemble` is an id of the run's own or a folder of members, `role` score, audit or all. Raises LeakageError where
-    a member has seen the evaluated fold or the test set, BudgetExhausted where shards could not be judged.
+    a member has seen the evaluated fold or the test set, or was imported and `paper_mode` is not asked for,
+    BudgetExhausted where shards could not be judged.
     """
     from raydr.grading import rescoring
 
@@ -81,7 +89,7 @@ def run(recipe: Recipe, out: str | Run, ensemble: str, role: str = "score", shap
         raise MissingInput(f"{target.url} holds no synthetic images: run `raydr synthesize` first, or check --out")
     cache = session.node_cache(target)
     judges = rescoring.find(target, ensemble, role, cache)
-    refuse_leaks(target, rescoring.metas(target, judges, cache), recipe.fold)
+    refuse_leaks(target, rescoring.metas(target, judges, cache), recipe.fold, paper_mode)
     items = rescoring.plan(target, judges)
     prefix = f"scores/{judges.ensemble_id}"
     done = shards.commits(target, prefix)
@@ -103,10 +111,20 @@ def run(recipe: Recipe, out: str | Run, ensemble: str, role: str = "score", shap
     }
 
 
-def refuse_leaks(run: Run, members: Sequence[Any], fold: int | None) -> None:
-    """LeakageError where a member has seen a test photograph, or a validation one of the evaluated fold (strict)."""
+def refuse_leaks(run: Run, members: Sequence[Any], fold: int | None, paper_mode: bool = False) -> None:
+    """LeakageError where a member has seen a test photograph, or a validation one of the evaluated fold (strict).
+
+    Of an imported member nobody knows: it is refused but in paper mode, where a note names it.
+    """
     from raydr.grading.ensemble import check_leakage
 
+    unproven = [meta.name for meta in members if meta.provenance != "trained"]
+    if paper_mode and unproven:
+        terminal.note(
+            f"paper mode: {', '.join(unproven)} may have seen photographs that this run evaluates on; results that "
+            "rest on these scores compare with the paper and show nothing beyond it"
+        )
+        members = [meta for meta in members if meta.provenance == "trained"]
     real = shards.read(run, "real", schema.REAL, ["image_id", "split", "fold", "grade"])
     for part in ("test", "validation"):
         hidden = real["image_id"].take(selection.part_of(real, part, fold)).to_pylist()

@@ -78,7 +78,7 @@ def check_leakage(meta: Meta, forbidden: Iterable[str], what: str = "evaluated")
     if meta.provenance != "trained":
         raise LeakageError(
             f"ensemble member {meta.name!r} was imported and cannot show that it never saw the {what} photographs: "
-            f"use it in paper mode only"
+            f"use it in paper mode only (`raydr rescore --paper-mode`)"
         )
     hidden = hash_ids(forbidden)
     for verb, seen in (("trained", meta.trained_on), ("calibrated", meta.calibrated_on)):

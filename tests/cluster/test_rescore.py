@@ -72,3 +72,37 @@ def test_an_ensemble_that_saw_the_evaluated_photographs_is_refused_before_ray(ou
     assert not Run(out).list("scores")
     assert cli.main(["rescore", str(out), "--ensemble", "e-nothing"]) == 2
     assert "is neither an ensemble of" in capsys.readouterr().out
+
+
+def test_an_imported_ensemble_judges_in_paper_mode_alone(tmp_path, capsys, monkeypatch):
+    from contextlib import nullcontext
+
+    from cluster.small_run import make_run, small_recipe
+
+    from raydr.cluster import rescore, session
+    from raydr.grading.ensemble import META, hash_ids
+
+    asked, out = [], make_run(tmp_path / "out", small_recipe()).local
+    monkeypatch.setattr(session, "session", lambda shape: nullcontext())
+    monkeypatch.setattr(rescore, "_stream", lambda target, shape, ensemble_id, *rest: asked.append(ensemble_id) or [])
+    monkeypatch.setattr(rescore.shards, "complete", lambda *arguments: None)
+    folder = out.parent / "published"
+    shutil.copytree(next((out / "graders").iterdir()), folder)
+    paths = sorted(folder.glob(f"*/{META}"))
+    for path in paths:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"provenance": "imported"}))
+    command = ["rescore", str(out), "--ensemble", str(folder)]
+    assert cli.main(command) == 2
+    assert "rescore --paper-mode" in " ".join(capsys.readouterr().out.split())
+    assert asked == []
+    assert cli.main([*command, "--paper-mode"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"paper mode: {', '.join(path.parent.name for path in paths)} may have seen photographs" in said
+    (ensemble_id,) = asked
+    assert ensemble_id.startswith("i-")
+    # What is known to have seen a test photograph is refused in any mode.
+    record = json.loads(paths[0].read_text()) | {"provenance": "trained"}
+    record["trained_on"] = base64.b64encode(hash_ids(["DDR/test-0-0"]).tobytes()).decode()
+    paths[0].write_text(json.dumps(record))
+    assert cli.main([*command, "--paper-mode"]) == 2
+    assert "was trained on 1 of 40 test photographs" in capsys.readouterr().out
