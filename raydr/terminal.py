@@ -63,7 +63,7 @@ def bar(stage: str, total: float, unit: str, poll: Callable[[Bar], None] | None 
                 assert poll is not None
                 poll(current)
 
-        thread = threading.Thread(target=watch, daemon=True) if poll else None
+        thread = threading.Thread(target=watch, name="raydr-bar", daemon=True) if poll else None
         if thread:
             thread.start()
         try:

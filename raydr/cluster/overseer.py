@@ -14,6 +14,8 @@ from raydr import spending, terminal
 from raydr.cluster import session
 
 LOOK_SECONDS = 1.0
+# The quota of a busy machine answers late; what it was asked is asked again.
+ANSWER_SECONDS = 10.0
 # A stream whose quota is closed with nothing in flight ends by itself as tickets come back empty; where no actor
 # could be started none come back, and the driver leaves after so long.
 PATIENCE_SECONDS = 20.0
@@ -45,7 +47,7 @@ class Overseer:
         self._done.set()
         if self._is_main:
             signal.signal(signal.SIGINT, self._before)
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=2 * ANSWER_SECONDS + LOOK_SECONDS)
         return kind is Over
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -69,8 +71,8 @@ class Overseer:
         while not self._done.wait(LOOK_SECONDS):
             with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
                 if self._asked.is_set():
-                    ray.get(self._quota.stop.remote("Ctrl-C"), timeout=30)
-                state = ray.get(self._quota.state.remote(), timeout=30)
+                    ray.get(self._quota.stop.remote("Ctrl-C"), timeout=ANSWER_SECONDS)
+                state = ray.get(self._quota.state.remote(), timeout=ANSWER_SECONDS)
                 session.report_to(self._meter, text=forecast(state, self._shard_size))
                 if state["closed"] and not self._told:
                     self._told = True

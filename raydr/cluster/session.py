@@ -3,6 +3,8 @@
 import logging
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,11 @@ from raydr.shapes import Shape
 from raydr.storage import Run
 
 NAMESPACE = "raydr"
+# Names of threads that call Ray while a stage runs: Ray Data's, which its own end awaits for 2 s only, and ours.
+CALLERS = ("StreamingExecutor-", "iter_threaded", "ray-data-metadata-prefetch", "raydr-bar", "raydr-overseer")
+CALLERS_END_SECONDS = 30.0
+# What Ray says, in a plain Exception, when its own processes take longer than 30 s.
+TOO_SLOW = "timed out during startup"
 
 
 @contextmanager
@@ -50,14 +57,19 @@ def session(shape: Shape) -> Iterator[None]:
                 f"No Ray cluster answers at {address} ({error}): start it, or leave the address out"
             ) from None
     else:
-        ray.init(
-            address="local",
-            # Two CPUs at least, or a one-core laptop could never hold a generator and its sink at once.
-            num_cpus=shape.num_cpus or max(2, os.cpu_count() or 2),
-            include_dashboard=shape.dashboard,
-            _temp_dir=os.environ.get("RAYDR_RAY_TEMP"),
-            **options,
-        )
+        # Two CPUs at least, or a one-core laptop could never hold a generator and its sink at once.
+        num_cpus = shape.num_cpus or max(2, os.cpu_count() or 2)
+        temp = os.environ.get("RAYDR_RAY_TEMP")
+        try:
+            ray.init(
+                address="local", num_cpus=num_cpus, include_dashboard=shape.dashboard, _temp_dir=temp, **options
+            )  # fmt: skip
+        except Exception as error:
+            if TOO_SLOW not in str(error):
+                raise
+            raise UserError(
+                "Ray did not start on this machine within its 30 s: the machine is too busy; try again when it is not"
+            ) from None
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
@@ -67,11 +79,30 @@ def session(shape: Shape) -> Iterator[None]:
     context.target_max_block_size = None
     # A healthy run may wait hours for spot machines; the commit rate is what is watched.
     context.execution_options.verbose_progress = False
+    # An error that ends a stage is raised here; Ray Data's console would print it before, with its traceback.
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
     try:
         with placement.under(shape):
             yield
     finally:
+        await_callers()
         ray.shutdown()
+
+
+def await_callers(seconds: float = CALLERS_END_SECONDS) -> list[str]:
+    """Wait for the threads that may be inside a call of Ray's; names of those that are still there.
+
+    A call after `ray.shutdown` ends the whole process with exit code 1 and without a word (Ray's GetCoreWorker calls
+    _Exit): on a busy machine a complete run then looks like a failed one.
+    """
+    end = time.monotonic() + seconds
+    callers = [thread for thread in threading.enumerate() if thread.name.startswith(CALLERS)]
+    for thread in callers:
+        if thread is not threading.current_thread():
+            thread.join(max(0.0, end - time.monotonic()))
+    return [thread.name for thread in callers if thread.is_alive()]
 
 
 def cpus() -> int:

@@ -6,8 +6,10 @@
 Every sample is written, whatever its score; the band is chosen afterwards by `selection`.
 """
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,14 +103,26 @@ def drive(work: Work, shape: Shape) -> dict[str, Any]:
         target.url, work.wanted, name, config.max_starts, table, budget
     )
     try:
-        state = ray.get(quota.state.remote())
-        if not state["met"]:
-            _stream(work, shape, name, quota)
-            ray.get(quota.keep.remote())
+        with _users_mistakes():
             state = ray.get(quota.state.remote())
+            if not state["met"]:
+                _stream(work, shape, name, quota)
+                ray.get(quota.keep.remote())
+                state = ray.get(quota.state.remote())
     finally:
         ray.kill(quota)
     return verdict(work, state)
+
+
+@contextlib.contextmanager
+def _users_mistakes() -> Iterator[None]:
+    """What a user can mend (a full disk, say) is one sentence here, as it was on its node or in the quota."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 def _require_measurable(recipe: Recipe, shape: Shape, table: prices.Prices) -> None:
@@ -188,19 +202,13 @@ def _stream(work: Work, shape: Shape, name: str, quota: Any) -> None:
     with ray.data.DataContext.current(context):
         stream = _pipeline(work, shape, name)
         with session.metered("synthesize", total, "images") as meter, Overseer(quota, size, meter) as watch:
-            try:
-                for row in stream.iter_rows():
-                    done += row["rows"]
-                    session.report_to(meter, done=done)
-                    state = watch.look()
-                    telemetry.quota(state["targets"], work.wanted)
-                    if watch.is_over(state):
-                        break
-            except ray.exceptions.RayTaskError as error:
-                # What a user can mend (a full disk, say) is one sentence here as it was on its node.
-                if isinstance(error.cause, UserError):
-                    raise error.cause from None
-                raise
+            for row in stream.iter_rows():
+                done += row["rows"]
+                session.report_to(meter, done=done)
+                state = watch.look()
+                telemetry.quota(state["targets"], work.wanted)
+                if watch.is_over(state):
+                    break
 
 
 def _pipeline(work: Work, shape: Shape, name: str) -> ray.data.Dataset:

@@ -1,0 +1,42 @@
+import subprocess
+import sys
+import threading
+import time
+
+from raydr.cluster import session
+
+# A thread of the progress bar that is inside a call of Ray's when the session ends.
+STRAGGLER = """
+import sys, threading, time
+import ray
+from raydr.cluster import session
+from raydr.shapes import Shape
+
+@ray.remote
+def slow():
+    time.sleep(3)
+
+def ask(answer):
+    ray.get(answer, timeout=10)
+    ray.cluster_resources()
+    print("answered", flush=True)
+
+with session.session(Shape(num_cpus=1, dashboard=False)):
+    threading.Thread(target=ask, args=[slow.remote()], name="raydr-bar", daemon=True).start()
+print("over", flush=True)
+"""
+
+
+def test_the_end_of_a_session_waits_for_threads_that_call_ray():
+    threads = [threading.Thread(target=time.sleep, args=[0.3], name=name) for name in ("raydr-bar", "another")]
+    for thread in threads:
+        thread.start()
+    assert session.await_callers(0.01) == ["raydr-bar"]
+    started = time.monotonic()
+    assert session.await_callers() == []
+    assert time.monotonic() - started < 5
+
+
+def test_a_thread_inside_a_call_of_rays_does_not_end_the_process(ray_temp):
+    done = subprocess.run([sys.executable, "-c", STRAGGLER], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout.split()) == (0, ["answered", "over"]), done.stderr
