@@ -45,13 +45,16 @@ class Overseer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> bool:
         self._done.set()
+        # Only then the handler: a signal that the thread is about to send would be taken for a person's Ctrl-C.
+        self._thread.join(timeout=2 * ANSWER_SECONDS + LOOK_SECONDS)
         if self._is_main:
             signal.signal(signal.SIGINT, self._before)
-        self._thread.join(timeout=2 * ANSWER_SECONDS + LOOK_SECONDS)
         return kind is Over
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._leave:
+            if self._done.is_set():
+                return
             raise Over
         if self._asked.is_set():
             raise KeyboardInterrupt
@@ -82,8 +85,9 @@ class Overseer:
                     )
                 over_since = (over_since or time.monotonic()) if self.is_over(state) else None
             late = over_since is not None and time.monotonic() - over_since > PATIENCE_SECONDS
-            if late and self._is_main and not self._leave and not self._done.is_set():
-                self._leave = True
+            if late and self._is_main and not self._done.is_set():
+                # Again and again: what a signal raises inside a destructor is lost, and the driver would wait for ever.
+                self._leave, over_since = True, time.monotonic()
                 os.kill(os.getpid(), signal.SIGINT)
 
 
