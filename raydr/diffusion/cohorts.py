@@ -23,7 +23,7 @@ class BaseConfig:
     vae_steps: int = 1600
     # Then on equal shares of the grades.
     vae_balanced_steps: int = 700
-    unet_steps: int = 3000
+    unet_steps: int = 8000
     batch: int = 16
     vae_learning_rate: float = 2e-3
     learning_rate: float = 1e-3
