@@ -78,6 +78,17 @@ cluster.shutdown()
 """
 
 
+def installed(folder: Path) -> str:
+    """A PYTHONPATH with raydr as it lies in site-packages, so that `raydr submit` sends no files.
+
+    Each new node unpacks a job's files anew, into a folder that nodes of one machine share: it is gone for a moment
+    under the workers of the others, and `os.getcwd` raises FileNotFoundError there.
+    """
+    (folder / "package").mkdir()
+    (folder / "package" / "raydr").symlink_to(Path(raydr.__file__).parent)
+    return str(folder / "package")
+
+
 @dataclass
 class Nodes:
     """`url` of the Jobs API, `gcs` address, the head's `agent` port, and a client's environment with the token."""
@@ -123,7 +134,7 @@ def several(num_nodes: int, cpus: int = 1) -> Iterator[Nodes]:
     folder = Path(tempfile.mkdtemp(prefix="rn", dir="/tmp"))
     (folder / "token").write_text("0123456789abcdef" * 4)
     client = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYDR_"))}
-    client |= {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PYTHONPATH": str(Path(raydr.__file__).parents[1])}
+    client |= {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PYTHONPATH": installed(folder)}
     # A job's `python` is the first on the PATH of the cluster.
     client |= {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     log = open(folder / "log", "w")  # noqa: SIM115 (the process keeps it)

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from nodes import installed
 from ray._private import services
 from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_ID,
@@ -26,7 +27,6 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FakeMultiNodeProvider,
 )
 
-import raydr
 from raydr import schema, shards
 from raydr.storage import Run
 
@@ -77,7 +77,7 @@ def autoscaling():
     (folder / "token").write_text("0123456789abcdef" * 4)
     (folder / "cluster.yaml").write_text(json.dumps(configuration(gcs)))
     client = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYDR_"))}
-    client |= {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PYTHONPATH": str(Path(raydr.__file__).parents[1])}
+    client |= {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PYTHONPATH": installed(folder)}
     client |= {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     head = {
         "RAY_AUTH_MODE": "token", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -141,7 +141,9 @@ def test_synthesis_scales_from_nothing_and_back(finished_run, tmp_path):
             sys.executable, "-m", "raydr", "submit", "synthesize", "--address", url, "--out", str(out),
             "--shape.generators", "2", "--shape.generator-cpus", "0.5",
         ]  # fmt: skip
-        job = subprocess.Popen(command, env=client, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        # From elsewhere: `python -m` puts its folder before PYTHONPATH.
+        options = {"env": client, "cwd": tmp_path, "text": True}
+        job = subprocess.Popen(command, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         seen = Counter()  # most nodes at a time, by GPUs
         while job.poll() is None:
             seen |= alive(url)
@@ -158,7 +160,7 @@ def test_synthesis_scales_from_nothing_and_back(finished_run, tmp_path):
         # What can never be brought is refused at once, and brings nothing.
         refused = subprocess.run(
             [*command[:-4], "--shape.generators", "1", "--shape.generator-gpus", "8", "--count", "16"],
-            env=client, capture_output=True, text=True, timeout=120,
+            **options, capture_output=True, timeout=120,
         )  # fmt: skip
         assert refused.returncode == 2, refused.stdout
         assert "synthesize cannot start: 1 of its 1 generators" in " ".join(refused.stdout.split())

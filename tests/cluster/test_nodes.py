@@ -38,7 +38,8 @@ def test_a_node_dies_in_every_stage_of_a_job(finished_run, tmp_path):
     with several(2) as nodes:
         command = ["submit", "run", "--address", nodes.url, "--recipe", "debug", "--out", str(out), "--shape", "laptop"]
         job = subprocess.Popen(
-            [sys.executable, "-m", "raydr", *command], env=nodes.environment,
+            # From elsewhere: `python -m` puts its folder before PYTHONPATH.
+            [sys.executable, "-m", "raydr", *command], env=nodes.environment, cwd=tmp_path,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         died = []
