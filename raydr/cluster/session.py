@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydr import terminal
@@ -61,9 +62,10 @@ def session(shape: Shape) -> Iterator[None]:
         num_cpus = shape.num_cpus or max(2, os.cpu_count() or 2)
         temp = os.environ.get("RAYDR_RAY_TEMP")
         try:
-            ray.init(
-                address="local", num_cpus=num_cpus, include_dashboard=shape.dashboard, _temp_dir=temp, **options
-            )  # fmt: skip
+            with _on_loopback():
+                ray.init(
+                    address="local", num_cpus=num_cpus, include_dashboard=shape.dashboard, _temp_dir=temp, **options
+                )  # fmt: skip
         except Exception as error:
             if TOO_SLOW not in str(error):
                 raise
@@ -89,6 +91,25 @@ def session(shape: Shape) -> Iterator[None]:
     finally:
         await_callers()
         ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray that is started inside listens on 127.0.0.1 alone, as it does by itself on macOS.
+
+    Else a laptop's ports are open to its network, and those of metrics answer without a token.
+    """
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    said = os.environ.get(name)
+    # This process has read the variable long ago, Ray's services will.
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(name)
+        if said is not None:
+            os.environ[name] = said
 
 
 def await_callers(seconds: float = CALLERS_END_SECONDS) -> list[str]:

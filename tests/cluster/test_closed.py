@@ -1,17 +1,25 @@
 """A cluster with a token is shut to whoever lacks it: control service, raylet, dashboard, Jobs API and agent.
 
-Only the metrics ports answer without one, which is why cluster.yaml's security group opens nothing but SSH.
+Only the metrics ports answer without one, which is why cluster.yaml's security group opens nothing but SSH. A Ray that
+raydr itself starts, on a laptop, is on the loopback alone.
 """
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
+import time
 import urllib.request
+from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 import requests
 from nodes import several
+
+import raydr
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -23,6 +31,17 @@ ATTACH = """
 import sys, ray
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 print("NODES", [node["NodeManagerPort"] for node in ray.nodes()], [node["MetricsExportPort"] for node in ray.nodes()])
+"""
+
+
+LAPTOP = """
+import sys
+from raydr.cluster import session
+from raydr.shapes import Shape
+
+with session.session(Shape(num_cpus=1)):
+    print("ready", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -46,6 +65,18 @@ def ports(head):
     assert "NODES" in done.stdout, done.stderr
     raylet, metrics = re.search(r"NODES \[(\d+)\] \[(\d+)\]", done.stdout).groups()
     return int(raylet), int(metrics)
+
+
+def listening(pid):
+    """{(address, port): command} of every TCP socket on which a process or one of its descendants listens."""
+    process, found = psutil.Process(pid), {}
+    for each in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            title = " ".join(each.cmdline())
+            sockets = [item for item in each.net_connections("tcp") if item.status == psutil.CONN_LISTEN]
+            # Ray's own servers are bound to IPv4 addresses in IPv6's form.
+            found |= {(item.laddr.ip.removeprefix("::ffff:"), item.laddr.port): title for item in sockets}
+    return found
 
 
 def call(address, method, headers):
@@ -104,3 +135,39 @@ def test_metrics_answer_without_a_token(ports):
     """What README warns of. Should this fail one day, Ray has closed it, and the warning can go."""
     with urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/metrics", timeout=30) as answer:
         assert answer.status == 200
+
+
+def test_strangers_get_metrics_and_a_log_in_page(head):
+    """Every port of every process of the head is asked; README's table of what is open has no other."""
+    open_ports = listening(head.process.pid)
+    assert len(open_ports) >= 8, open_ports
+    answered = {}
+    for address, port in open_ports:
+        there = "127.0.0.1" if address in ("0.0.0.0", "::") else address
+        for path in ("/metrics", "/", "/api/jobs/", "/nodes?view=summary", "/api/v0/actors", "/logs"):
+            with contextlib.suppress(requests.RequestException):  # gRPC and Ray's own protocols
+                answer = requests.get(f"http://{there}:{port}{path}", timeout=5)
+                if answer.ok:
+                    answered[port, path] = answer.text
+    metrics = {port for port, path in answered if path == "/metrics"}
+    assert metrics
+    for (port, path), text in answered.items():
+        # Servers of metrics give them under any path.
+        assert port in metrics or (port, path) == (int(head.url.rsplit(":", 1)[1]), "/"), (open_ports, path)
+        assert port not in metrics or re.match(r"# (HELP|TYPE|EOF)|$", text), (port, path, text[:200])
+
+
+def test_a_laptop_s_ray_is_on_loopback_alone(ray_temp):
+    """Also its metrics, which answer without a token."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAPTOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(raydr.__file__).parents[1])},
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(10)  # the dashboard and its agent open their ports last
+        found = listening(process.pid)
+    finally:
+        process.communicate(timeout=60)
+    assert len(found) >= 6, found
+    assert {address for address, _ in found} == {"127.0.0.1"}, found
