@@ -93,7 +93,7 @@ def autoscaling():
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, env=client | head, stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(lambda: alive(f"http://127.0.0.1:{web}"), 60, lambda: (folder / "log").read_text())
+        wait_for(lambda: alive(f"http://127.0.0.1:{web}"), 120, lambda: (folder / "log").read_text())
         yield f"http://127.0.0.1:{web}", client, folder / "r"
     finally:
         ours = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
