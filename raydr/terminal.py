@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["Bar", "Clock", "bar", "console", "escape", "header", "line", "note", "table"]
 
@@ -75,12 +77,13 @@ def bar(stage: str, total: float, unit: str, poll: Callable[[Bar], None] | None 
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
-    """Print a table; the first column is left-aligned, the others right."""
-    view = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    """Print a table; the first column is left-aligned, the others right. Nothing in it is taken for markup."""
+    view = Table(title=Text(title), caption=Text(caption) if caption else None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    view.title_justify = view.caption_justify = "left"
     for k, column in enumerate(columns):
-        view.add_column(column, justify="left" if k == 0 else "right")
+        view.add_column(Text(column), justify="left" if k == 0 else "right")
     for row in rows:
-        view.add_row(*row)
+        view.add_row(*map(Text, row))
     console.print(view)
 
 

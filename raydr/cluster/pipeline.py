@@ -276,23 +276,24 @@ def write_report(target: Run) -> str:
 def show(results: dict[str, Any]) -> None:
     """Print the table of arms and the answer, as results.json has them."""
     rows = []
+    wide = terminal.console.width >= 100  # in 80 columns the recalls are means alone: cut cells would say nothing
     for row in results["table"]:
         cells = [_cell(row["metrics"][key]) for key in ("balanced_accuracy", "accuracy_at_ddr_priors")]
-        rows.append([row["name"], *cells, *(_cell(value) for value in row["recall"])])
+        rows.append([row["name"], *cells, *(_cell(value, wide) for value in row["recall"])])
     if rows:
         title = "Arms on the test set, % (mean ± standard deviation over seeds)"
         if results["phantom"]:
-            title += "  [phantom data: tests the software, not the clinic]"
-        columns = ["arm", "balanced acc.", "acc. at DDR priors", *(f"recall {grade}" for grade in range(5))]
+            title += "\nPhantom data: tests the software, not the clinic"
+        columns = ["arm", "bal. acc.", "DDR acc.", *(f"{'recall' if wide else 'rec.'} {grade}" for grade in range(5))]
         terminal.table(title, columns, rows)
     for sentence in [*results["answer"]["sentences"], *results["answer"]["caveats"]]:
         terminal.note(sentence)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, spread: bool = True) -> str:
     if isinstance(value, dict):
         mean, std = value.get("mean"), value.get("std")
         if mean is None:
             return "–"
-        return f"{100 * mean:.1f} ± {100 * std:.1f}" if std is not None else f"{100 * mean:.1f}"
+        return f"{100 * mean:.1f} ± {100 * std:.1f}" if spread and std is not None else f"{100 * mean:.1f}"
     return "–" if value is None else f"{100 * value:.1f}"
