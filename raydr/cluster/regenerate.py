@@ -24,6 +24,8 @@ def run(target: Run, sample_id: str, to: str) -> str:
     """
     import json
 
+    import torch
+
     from raydr.cluster import staging
     from raydr.cluster.session import node_cache
     from raydr.diffusion.compiling import compile_parts
@@ -58,6 +60,8 @@ def run(target: Run, sample_id: str, to: str) -> str:
     # As the generator actors do on a CPU: fp32 weights, lower precision by autocast.
     source = staging.local(record["base"], recipe.finetune.revision, target)
     base = load_base(source, "fp32", recipe.finetune.revision)
+    for part in (base.unet, base.vae):  # as in the generators: another layout picks other kernels
+        part.to(memory_format=torch.channels_last)
     if sampler.compiled:
         compile_parts(base, node_cache(target) / "inductor")
     Fused(base.unet, base.text_encoder).switch(folder)
