@@ -43,7 +43,8 @@ ARMS: dict[str, Arm] = {
     **{kind: Arm(kind, family="control") for kind in CHANGES if kind not in (PLAIN, ECC)},
     "all_grades": Arm(PLAIN, band="recipe", grades="all", family="control"),
     "vae_roundtrip": Arm("roundtrip", family="control"),
-    "external_real": Arm("prior"),
+    # A control: the prior sets' few labelled photographs would cap every synthetic arm and the ceiling.
+    "external_real": Arm("prior", family="control"),
     "ensemble": Arm("scorers"),
     "ceiling": Arm("fresh"),
     "probe": Arm(PLAIN, family="probe"),

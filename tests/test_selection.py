@@ -320,6 +320,20 @@ def test_controls_take_the_common_number_and_hold_nobody_back():
     assert found["oversampling"] == ([0] * 5, [0] * 5)
 
 
+def test_the_prior_sets_photographs_are_a_control():
+    # Prior: 4 mild and 2 severe photographs; the main arms can give 6 of each, then 2.
+    for number, reached in ((6, [0, 4, 0, 2, 0]), (2, [0, 2, 0, 2, 0])):
+        samples = sample_table([("plain", grade, k, 0.8) for grade in (1, 3) for k in range(number)])
+        found = of_arms(*MAIN, "ceiling", "external_real", samples=samples)
+        assert [found[name][0] for name in ("naive", "band", "ceiling")] == [[0, number, 0, number, 0]] * 3
+        assert found["external_real"] == (reached, [0, 8, 0, 9, 0])
+        given = map(np.array, found["external_real"])
+        rows = training_rows("external_real", *given, BAND, REAL, samples, all_good(samples), None, 0)
+        assert (rows.added, rows.shortage) == (tuple(reached), tuple(np.subtract([0, 8, 0, 9, 0], reached)))
+        assert REAL["split"].take(rows.real_rows).to_pylist().count("prior") == sum(reached)
+    assert common("naive", "external_real") == common("naive")
+
+
 def test_a_round_trip_repeats_the_training_photographs():
     chosen = training_rows(
         "vae_roundtrip", np.array([0, 5, 0, 2, 0]), np.array([0, 8, 0, 9, 0]), BAND, REAL, SAMPLES, GOOD, None, 0
