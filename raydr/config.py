@@ -69,6 +69,8 @@ class Finetune:
     ecc_sampler: str = added("dpm++")
     ecc_steps: int = 10
     ecc_guidance: float = 2.0
+    # As Sampler.signal_leak, for the candidates and the grids.
+    ecc_signal_leak: bool = added(False)
     # Calls made in one compute batch: fills a GPU that ecc_batch images do not; selection stays within each call.
     ecc_merge: int = added(1)
     # A refresh ends with the call that brings the pool to this many, whatever the number of ranks; 0 = all ecc_calls.
@@ -137,6 +139,9 @@ class Sampler:
     guidance_interval: tuple[float, float] = added((0.0, 1000.0))
     # True compiles UNet and decoder (torch.compile, static shapes): other kernels, so other last bits.
     compiled: bool = added(False)
+    # True starts from noise that holds the photographs' low frequencies, as the noisiest training latents do
+    # (Everaert et al. 2024); from noise alone tints are few. False = as stock pipelines do.
+    signal_leak: bool = added(False)
 
     def __post_init__(self) -> None:
         require(self.name in ("dpm++", "ddim", "base"), f"unknown sampler {self.name!r}")

@@ -94,6 +94,7 @@ def synthesize(url: str, recipe: Recipe, threads: int, device: str, share: int =
     import torch
 
     from raydr.cluster.generator import gate
+    from raydr.diffusion.leak import SignalLeak
     from raydr.diffusion.lora import Fused
     from raydr.diffusion.model import load_base
     from raydr.diffusion.sampler import PromptCache, decode, sample_latents
@@ -118,13 +119,14 @@ def synthesize(url: str, recipe: Recipe, threads: int, device: str, share: int =
     fused.switch(folder)
     grade = generator.grades[0]
     prompt, size = record["prompts"][str(grade)], config.sampler.batch
+    leak = SignalLeak.load(folder) if config.sampler.signal_leak else None
     for number in range(share, config.count // config.shard_size, of):
         indices = range(number * config.shard_size, (number + 1) * config.shard_size)
         seeds = [lineage.sample_seed(recipe, record["seed"], grade, index) for index in indices]
         images = []
         for start in range(0, len(seeds), size):
             part_seeds = seeds[start : start + size]
-            latents = sample_latents(base, prompts, prompt, part_seeds, config.sampler, record["px"])
+            latents = sample_latents(base, prompts, prompt, part_seeds, config.sampler, record["px"], leak=leak)
             images.append(decode(base, latents, size).cpu().numpy())
         pixels = np.concatenate(images)
         probabilities = judges.probabilities(pixels)

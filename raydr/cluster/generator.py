@@ -168,13 +168,18 @@ class Diffusion:
         self.threshold = float(self._gate.threshold)
 
     def rows(self, lease: dict[str, Any], indices: Sequence[int], beat: Beat) -> pa.Table:
+        from raydr.diffusion.leak import SignalLeak
         from raydr.diffusion.sampler import decode, sample_latents
         from raydr.grading.ensemble import score
 
         config, generator_id, grade = self._recipe.synthesize, lease["generator_id"], lease["grade"]
         if generator_id not in self._records:
             folder = self._run.folder(f"generators/{generator_id}", session.node_cache(self._run))
-            self._records[generator_id] = json.loads((folder / "generator.json").read_text()) | {"folder": folder}
+            leak = SignalLeak.load(folder) if config.sampler.signal_leak else None
+            self._records[generator_id] = json.loads((folder / "generator.json").read_text()) | {
+                "folder": folder,
+                "leak": leak,
+            }
         record = self._records[generator_id]
         if self._fused.switch(record["folder"]):  # an adapted text encoder: the embeddings are another's
             self._prompts.clear()
@@ -185,7 +190,7 @@ class Diffusion:
             part = seeds[start : start + size]
             with telemetry.timed("synthesize", "sample"):
                 latents = sample_latents(
-                    self._base, self._prompts, prompt, part, config.sampler, record["px"], on_step=beat
+                    self._base, self._prompts, prompt, part, config.sampler, record["px"], beat, record["leak"]
                 )
                 images.append(decode(self._base, latents, size).cpu().numpy())
         pixels = np.concatenate(images)

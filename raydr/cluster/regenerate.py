@@ -29,6 +29,7 @@ def run(target: Run, sample_id: str, to: str) -> str:
     from raydr.cluster import staging
     from raydr.cluster.session import node_cache
     from raydr.diffusion.compiling import compile_parts
+    from raydr.diffusion.leak import SignalLeak
     from raydr.diffusion.lora import Fused
     from raydr.diffusion.model import load_base
     from raydr.diffusion.sampler import PromptCache, sample_latents
@@ -65,7 +66,8 @@ def run(target: Run, sample_id: str, to: str) -> str:
     if sampler.compiled:
         compile_parts(base, node_cache(target) / "inductor")
     Fused(base.unet, base.text_encoder).switch(folder)
-    latents = sample_latents(base, PromptCache(base), row["prompt"], [row["seed"]], sampler, record["px"])
+    leak = SignalLeak.load(folder) if sampler.signal_leak else None
+    latents = sample_latents(base, PromptCache(base), row["prompt"], [row["seed"]], sampler, record["px"], leak=leak)
     pixels = to_pixels(base, latents, sampler.batch)[0].numpy()
     Path(to).write_bytes(encode(pixels, "png"))
     difference = np.abs(pixels.astype(np.int16) - decode(row["image"]))

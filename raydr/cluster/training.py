@@ -241,6 +241,7 @@ def _store(
     }
     with tempfile.TemporaryDirectory() as folder:
         trainer.weights.save(Path(folder))
+        trainer.leak.save(Path(folder))
         (Path(folder) / "generator.json").write_text(json.dumps(record, indent=1))
         target.upload(Path(folder), f"generators/{generator.generator_id}")
     target.replace_json(f"logs/finetune/{generator.generator_id}.json", history)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raydr.config import Sampler
+from raydr.diffusion.leak import SignalLeak
 from raydr.diffusion.model import PRECISIONS, Base
 
 
@@ -72,10 +73,11 @@ def sample_latents(
     sampler: Sampler,
     px: int,
     on_step: Callable[[], None] = lambda: None,
+    leak: SignalLeak | None = None,
 ) -> Tensor:
     """Scaled latents (B, C, h, w) for `seeds`, at most `sampler.batch` of them; the rest is padding.
 
-    `on_step` is called after each denoising step.
+    `on_step` is called after each denoising step. `leak` is needed where `sampler.signal_leak` is set.
     """
     count = len(seeds)
     assert 0 < count <= sampler.batch, (count, sampler.batch)
@@ -84,7 +86,12 @@ def sample_latents(
     dtype, device = PRECISIONS[sampler.precision], base.device
     scheduler = make_scheduler(base, sampler)
     scheduler.set_timesteps(sampler.steps)
-    latents = noise_for(padded, (base.unet.config.in_channels, side, side)).to(device) * scheduler.init_noise_sigma
+    latents = noise_for(padded, (base.unet.config.in_channels, side, side))
+    if sampler.signal_leak:
+        assert leak is not None, "sampler.signal_leak needs the generator's statistics"
+        kept = scheduler.alphas_cumprod[int(scheduler.timesteps[0])]
+        latents = kept.sqrt() * leak.draw(padded, side) + (1 - kept).sqrt() * latents
+    latents = latents.to(device) * scheduler.init_noise_sigma
     guided = sampler.guidance != 1
     words = prompts.batch(["", prompt] if guided else [prompt]).to(dtype)
     words = words.repeat_interleave(sampler.batch, dim=0)

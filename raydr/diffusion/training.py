@@ -9,6 +9,7 @@ by `Ranks.sum`, which for adapters of ~50,000 weights costs nothing.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from raydr.config import Finetune, Sampler
 from raydr.diffusion import ecc, losses, watch
+from raydr.diffusion.leak import SignalLeak
 from raydr.diffusion.model import PRECISIONS, Base, from_uint8
 from raydr.diffusion.sampler import PromptCache, decode, sample_latents
 from raydr.diffusion.state import Alone, Photographs, Ranks, Spec, State
@@ -234,12 +236,21 @@ class Trainer:
 
     def sample(self, grade: int, seeds: Sequence[int], steps: int, guidance: float, batch: int) -> np.ndarray:
         """uint8 (B, H, W, 3) images of `grade` under the instance prompt, from the weights as they are now."""
-        sampler = Sampler(self.config.ecc_sampler, steps, guidance, batch, self.config.precision)
+        sampler = Sampler(
+            self.config.ecc_sampler, steps, guidance, batch, self.config.precision,
+            signal_leak=self.config.ecc_signal_leak,
+        )  # fmt: skip
         prompt = instance_prompt(self.spec.dataset, grade)
         if self.config.train_text_encoder:
             self.prompts.clear()
-        latents = sample_latents(self.base, self.prompts, prompt, seeds, sampler, self.config.px)
+        leak = self.leak if sampler.signal_leak else None
+        latents = sample_latents(self.base, self.prompts, prompt, seeds, sampler, self.config.px, leak=leak)
         return decode(self.base, latents, batch).cpu().numpy()
+
+    @cached_property
+    def leak(self) -> SignalLeak:
+        """Low frequencies of all training photographs, whatever their grade: tint and light do not tell it."""
+        return SignalLeak.of(self.instance.latents.means(range(len(self.instance.image_ids))))
 
     # -- watching --------------------------------------------------------------------------------
 
