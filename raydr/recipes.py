@@ -147,14 +147,13 @@ def phantom() -> Recipe:
                 "bin_paper",
                 "bin_top",
                 "external_real",
-                "vae_roundtrip",
                 "probe",
                 "ensemble",
             ),
             num_seeds=4,
             ratio=0.1,
             map_bands=tuple((low, high) for low in (0.5, 0.7) for high in (0.9, 1.0)),
-            map_ratios=(0.05, 0.1, 0.2),
+            map_ratios=(0.05, 0.2),
         ),
     )
 
