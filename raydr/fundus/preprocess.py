@@ -28,6 +28,9 @@ NO_FUNDUS = "no visible fundus"
 # Formats that photographs come in ("JPEG" includes cameras' MPO). Not EPS and its like, which start an interpreter.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 SMALLEST_SIDE = 32
+# What one picture may have once its decoder has scaled it: at up to 18 bytes a pixel (an uncompressed TIFF) a worker
+# stays under 1.5 GiB. Only JPEG scales, so this is the limit of a PNG or TIFF file.
+MAX_DECODED = 64_000_000
 LARGEST_ASPECT = 4.0
 CROPS = {"circle": crop_circle, "paper": crop_paper}
 
@@ -75,15 +78,26 @@ def open_photograph(data: bytes) -> Image.Image:
 
 def rgb(image: Image.Image) -> Image.Image:
     """Any mode to 8-bit RGB: deep grey is scaled by its own bit depth, transparency lies on black."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if image.mode.startswith(("I", "F")):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0)
-        # 16-bit files often hold 10 or 12 bits: scaling those by 65535 would leave them black.
-        top = next((float(top) for top in (1, 255, 1023, 4095, 65535) if values.max() <= top), float(values.max()))
-        return Image.fromarray(np.rint(values / top * 255).astype(np.uint8)).convert("RGB")
+        return eight_bits(np.asarray(image)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def eight_bits(values: np.ndarray) -> Image.Image:
+    """Deep grey (H, W) as an 8-bit picture."""
+    largest = float(np.nan_to_num(np.nanmax(values, initial=0)))
+    # 16-bit files often hold 10 or 12 bits: scaling those by 65535 would leave them black.
+    top = next((float(top) for top in (1, 255, 1023, 4095, 65535) if largest <= top), largest)
+    grey = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), 256):  # 8 bytes a pixel for a strip, not for the whole picture
+        strip = np.nan_to_num(values[start : start + 256].astype(np.float64)).clip(0)
+        grey[start : start + 256] = np.rint(strip / top * 255)
+    return Image.fromarray(grey)
 
 
 def decoded(data: bytes, px: int | None) -> tuple[np.ndarray, tuple[int, int]]:
@@ -93,10 +107,15 @@ def decoded(data: bytes, px: int | None) -> tuple[np.ndarray, tuple[int, int]]:
     try:
         if px is not None:
             image.draft(None, (px, px))
+        if image.width * image.height > MAX_DECODED:
+            raise Unusable(ABSURD_SIZE, f"{width} x {height} px: over {MAX_DECODED // 10**6} megapixels to decode")
         image.load()
         # EXIF orientations 5-8 lie on their side; a damaged one may be text.
         turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
-        pixels = np.asarray(rgb(ImageOps.exif_transpose(image)))
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = np.asarray(rgb(image))
+    except Unusable:  # a ValueError, as much of what follows
+        raise
     except (OSError, *BROKEN) as error:
         raise Unusable(TRUNCATED, str(error)) from None
     return pixels, (height, width) if turned else (width, height)

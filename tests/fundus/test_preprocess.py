@@ -308,6 +308,7 @@ UNUSABLE = {
     "half a PNG": (saved(drawing(3))[:1200], "truncated"),
     "half a TIFF": (saved(drawing(3), "TIFF")[:9000], "truncated"),
     "bomb": (bomb(), "absurd size"),
+    "over 64 megapixels, not to be scaled": (saved(Image.new("L", (8001, 8001), 90), compress_level=1), "absurd size"),
     "thumbnail": (saved(drawing(3).resize((31, 24))), "absurd size"),
     "strip": (saved(drawing(3).resize((1000, 200))), "absurd size"),
     "black": (saved(Image.new("RGB", (300, 200)), "JPEG"), "no visible fundus"),
@@ -327,6 +328,12 @@ def test_unusable_files_say_why(name: str) -> None:
     assert caught.value.detail
     again = pickle.loads(pickle.dumps(caught.value))  # crosses process borders
     assert (again.reason, again.detail) == (caught.value.reason, caught.value.detail)
+
+
+def test_a_large_jpeg_is_scaled_where_a_large_png_is_refused() -> None:
+    """72 megapixels: the decoder reduces them by 8, so that nobody holds them."""
+    data = saved(drawing(3, width=9000, height=8000), "JPEG", quality=60)
+    assert prepare(data, 64).source_width == 9000
 
 
 def test_any_damage_ends_in_a_photograph_or_in_unusable() -> None:
