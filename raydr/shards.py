@@ -57,22 +57,29 @@ __all__ = [
 
 
 def commit(
-    run: Run, key: str, table: pa.Table, table_schema: pa.Schema, fingerprint: str, extra: dict[str, Any] | None = None
+    run: Run,
+    key: str,
+    table: pa.Table,
+    table_schema: pa.Schema,
+    fingerprint: str,
+    extra: dict[str, Any] | None = None,
+    sync: bool = True,
 ) -> Commit:
     """Store `table` as the shard `key`, exactly once, and return the record that stands afterwards.
 
     If the shard exists already it is verified and adopted. Raises IdentityMismatch where it has
-    another fingerprint, DamagedData where it contradicts its record.
+    another fingerprint, DamagedData where it contradicts its record. `sync=False` is for what can be made again: a
+    power cut may leave a part of it.
     """
     table = schema.conform(table, table_schema)
     metadata = {"raydr.fingerprint": fingerprint, "raydr.key": key}
     data = to_parquet(table.replace_schema_metadata(metadata))
     digest = identity.sha256(data)
     mine = Commit(key, table.num_rows, len(data), digest, fingerprint, schema_hash(table_schema), extra or {})
-    if not run.create(key, data):
+    if not run.create(key, data, sync):
         mine = _adopt(run, mine, data)
     failpoint("before_commit")
-    if not run.create_json(record_key(key), dataclasses.asdict(mine)):
+    if not run.create_json(record_key(key), dataclasses.asdict(mine), sync):
         theirs = parse(run, key, run.read(record_key(key)))
         _require_same_identity(run, theirs.fingerprint, mine)
         if theirs.sha256 != mine.sha256:

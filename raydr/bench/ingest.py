@@ -24,6 +24,7 @@ DECODE_SIZE, DECODE_PX = (4000, 3000), 1024
 def run(bench: Rig) -> None:
     phantoms(bench)
     photographs(bench)
+    idle(bench)
     decoding(bench)
 
 
@@ -49,7 +50,8 @@ def phantoms(bench: Rig) -> None:
 def photographs(bench: Rig) -> None:
     """A folder of JPEG files: both passes of Ray Data against one pass of a multiprocessing pool.
 
-    Shards of the first pass vanish in the second, so the pipeline's line goes through whole runs of two sizes.
+    Shards of the first pass vanish in the second, so the pipeline's line goes through whole runs of two sizes; the
+    jitter of two starts falls on the photographs between them, of which there are 1,792.
     """
     sizes, processes = bench.sizes.photographs, bench.cpus
     with terminal.bar("photographs", sizes[1], "files drawn"):
@@ -64,25 +66,33 @@ def photographs(bench: Rig) -> None:
         ends = list(zip(map(float, sizes), runs, strict=True))
         found = measured(runs[-1], [(0.0, 0.0), (float(sizes[-1]), runs[-1].seconds)])
         line, cpu = (fit([(n, getattr(r, name)) for n, r in ends]) for name in ("seconds", "cpu_seconds"))
+        ours.append(1 / line.each)
         return Measured(line, cpu, found.total_seconds, max(r.peak_bytes for r in runs), found.others, found.load)
 
     def bare(number: int) -> Measured:
         target = bench.fresh("photographs-bare")
         arguments = {"url": target.url, "folder": str(folders[-1]), "processes": processes}
-        return bench.bare("photographs", workload.commits(target, "real"), arguments)
+        found = bench.bare("photographs", workload.commits(target, "real"), arguments)
+        # The peer runs here, next to the pair that it is compared with.
+        target = bench.fresh("photographs-loader")
+        theirs.append(1 / bench.bare("loader", workload.progress(target), arguments | {"url": target.url}).seconds.each)
+        return found
 
+    ours: list[float] = []
+    theirs: list[float] = []
     # Imports of the driver's own, of which scikit-learn is one, must not fall on the smaller of two sizes.
     add_folder(bench.fresh("photographs-pipeline"), folders[0])
     note = "the pipeline settles duplicates and writes twice (staging, real); the bare loop writes once"
-    verdict = bench.pair("ingest, photographs", "images", pipeline, bare, bar=0.9, note=note)
-    rates = []
-    for _ in range(bench.sizes.repeats):
-        target = bench.fresh("photographs-loader")
-        arguments = {"url": target.url, "folder": str(folders[-1]), "processes": processes}
-        rates.append(1 / bench.bare("loader", workload.progress(target), arguments).seconds.each)
+    bench.pair("ingest, photographs", "images", pipeline, bare, bar=0.9, note=note)
     note = "decodes and crops in worker processes; hashes and writes nothing"
-    ratios = tuple(verdict.pipeline / rate for rate in rates)
-    bench.peer(Peer("torch DataLoader", "ingest", "images", median(rates), verdict.pipeline, ratios, note))
+    ratios = tuple(mine / other for mine, other in zip(ours, theirs, strict=True))
+    bench.peer(Peer("torch DataLoader", "ingest", "images", median(theirs), median(ours), ratios, note))
+
+
+def idle(bench: Rig, seconds: float = 10.0) -> None:
+    """What Ray itself takes (its dashboard above all) while nothing is asked of it, which is while a bare loop runs."""
+    found = bench.record(partial(time.sleep, seconds))
+    bench.result.add("idle Ray", found.cpu_seconds / found.seconds, "cores", "beside the bare loops too")
 
 
 def add_folder(target: Run, folder: Path) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from raydr import lineage, schema, shards
 from raydr.bench.fits import Point
 from raydr.bench.meter import Recording
 from raydr.config import Ensemble, Finetune, Grader, Member, Recipe, Sampler, Sweep, Synthesize
 from raydr.fundus.phantom import render
-from raydr.identity import sha256
+from raydr.identity import rng_of, sha256
 from raydr.images import encode
 from raydr.sources import Ingest, PhantomSet
 from raydr.storage import Run
@@ -38,7 +38,7 @@ class Sizes:
 
     repeats: int = 3
     phantom_shards: int = 24  # of 64
-    photographs: tuple[int, int] = (128, 512)
+    photographs: tuple[int, int] = (256, 2048)
     synthesis_shards: int = 6  # of SHARD images
     finetune_steps: int = 32
     trials: int = 6
@@ -107,8 +107,10 @@ def sources() -> Recipe:
     return Recipe(name="bench", ingest=Ingest(source="folder", px=256, shard_size=32))
 
 
-def write_photographs(folder: Path, count: int, known: Path | None = None) -> Path:
-    """`count` JPEG photographs of different eyes in the folder reader's layout, on the black of a camera's frame.
+def write_photographs(
+    folder: Path, count: int, known: Path | None = None, size: tuple[int, int] = PHOTOGRAPH_PX
+) -> Path:
+    """`count` JPEG files of (width, height) `size` in the folder reader's layout, no two alike (see `patterned`).
 
     Those that the folder `known` holds are linked from there.
     """
@@ -121,8 +123,25 @@ def write_photographs(folder: Path, count: int, known: Path | None = None) -> Pa
         if known is not None and (known / name).exists():
             os.link(known / name, path)
         else:
-            path.write_bytes(jpeg(index, PHOTOGRAPH_PX))
+            path.write_bytes(patterned(index, size))
     return folder
+
+
+def patterned(index: int, size: tuple[int, int], quality: int = 90) -> bytes:
+    """A lit disc of blotches in a black frame of `size` = (width, height) px, as JPEG bytes: no two indices alike.
+
+    A thousand of these are drawn in the time of thirty phantoms, and decoding does not care what it decodes.
+    """
+    side = min(size)
+    coarse = rng_of("pattern", index).integers(0, 120, (24, 24, 1)) + np.array([110, 40, 10])
+    eye = Image.fromarray(coarse.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    disc = Image.new("L", (side, side))
+    ImageDraw.Draw(disc).ellipse((2, 2, side - 3, side - 3), fill=255)
+    frame = Image.new("RGB", size)
+    frame.paste(eye, ((size[0] - side) // 2, (size[1] - side) // 2), disc)
+    buffer = io.BytesIO()
+    frame.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def jpeg(index: int, size: tuple[int, int], quality: int = 90) -> bytes:

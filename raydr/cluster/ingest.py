@@ -9,6 +9,7 @@ Here are the phantoms, and what all sources share; photographs from elsewhere ar
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,11 @@ from raydr.fundus.phash import phash
 from raydr.grades import NUM_GRADES
 from raydr.identity import rng_of, sha256
 from raydr.images import encode
+from raydr.ledger import parse
 from raydr.storage import Run
+
+# Shards of one Ray task at most: what a lost worker or a cluster that grows has to wait for.
+MOST_SHARDS = 16
 
 # -- on the nodes ---------------------------------------------------------------------------------
 
@@ -32,16 +37,29 @@ from raydr.storage import Run
 def shard_task(batch: dict[str, np.ndarray], work: Callable[..., dict[str, Any]], arguments: tuple) -> dict[str, list]:
     """The shards of one Ray task. A user's mistake comes back as a sentence: Ray would wrap it in its own error."""
     answers: list[dict[str, Any]] = []
-    for plan in batch["plan"]:
+    for plan in (plan for portion in batch["portion"] for plan in json.loads(portion)):
         try:
-            answers.append(work(json.loads(plan), *arguments))
+            answers.append(work(plan, *arguments))
         except UserError as error:
             answers.append({"refused": str(error)})
     return {"answer": [json.dumps(answer) for answer in answers]}
 
 
+def standing(run: Run, key: str, fingerprint: str) -> shards.Commit | None:
+    """The commit of `key` if there is one: Ray runs a task again from its first shard when its worker was lost."""
+    if not run.exists(shards.record_key(key)):
+        return None
+    record = parse(run, key, run.read(shards.record_key(key)))
+    shards.pending([key], fingerprint, {key: record})  # refuses another configuration's
+    return record
+
+
 def render_shard(plan: dict[str, Any], url: str, recipe: Recipe) -> dict[str, Any]:
     """Render, encode and commit one shard of phantoms; returns what was committed."""
+    fingerprint = lineage.phantom_fingerprint(recipe, plan["set"])
+    done = standing(Run(url), plan["key"], fingerprint)
+    if done:
+        return {"key": done.key, "rows": done.rows}
     part = recipe.ingest.phantoms[plan["set"]]
     seed, px = lineage.phantom_seed(recipe, plan["set"]), recipe.ingest.px
     rows = []
@@ -69,7 +87,6 @@ def render_shard(plan: dict[str, Any], url: str, recipe: Recipe) -> dict[str, An
             }
         )
     table = pa.Table.from_pylist(rows, schema=schema.REAL)
-    fingerprint = lineage.phantom_fingerprint(recipe, plan["set"])
     record = shards.commit(Run(url), plan["key"], table, schema.REAL, fingerprint)
     return {"key": record.key, "rows": record.rows}
 
@@ -93,14 +110,29 @@ def plan_phantoms(recipe: Recipe) -> Iterator[dict[str, Any]]:
             }
 
 
-def map_shards(work: Callable[..., dict[str, Any]], plans: Sequence[Any], *arguments: Any) -> Iterator[dict[str, Any]]:
-    """Answers of `work(plan, *arguments)` on one CPU each, as they come; up to four plans share a Ray task.
+def portions(count: int, cpus: int, most: int = MOST_SHARDS) -> list[int]:
+    """How many shards each Ray task takes, in order: large portions first, single shards last.
+
+    A task's turn-around leaves its core idle for about .1 s, a third of what drawing a shard of 64 phantoms takes; the
+    small portions at the end let all cores finish together.
+    """
+    sizes = []
+    while count:
+        sizes.append(min(most, max(1, count // (2 * cpus))))
+        count -= sizes[-1]
+    return sizes
+
+
+def map_shards(
+    work: Callable[..., dict[str, Any]], plans: Sequence[Any], *arguments: Any, most: int = MOST_SHARDS
+) -> Iterator[dict[str, Any]]:
+    """Answers of `work(plan, *arguments)` on one CPU each, as their tasks end; up to `most` plans share a Ray task.
 
     Raises UserError with what a task refused; shards committed until then stay.
     """
-    # A task's turn-around leaves its core idle for about .1 s, a third of what drawing a shard of 64 phantoms takes.
-    num_tasks = min(len(plans), max(4 * session.cpus(), -(-len(plans) // 4)))
-    source = ray.data.from_items([{"plan": json.dumps(plan)} for plan in plans], override_num_blocks=num_tasks)
+    rest = iter(plans)
+    parts = [{"portion": json.dumps(list(islice(rest, size)))} for size in portions(len(plans), session.cpus(), most)]
+    source = ray.data.from_items(parts, override_num_blocks=len(parts))
     answers = source.map_batches(
         partial(shard_task, work=work, arguments=arguments), batch_size=None, num_cpus=1, **placement.options()
     )

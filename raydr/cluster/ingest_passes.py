@@ -13,14 +13,16 @@ from raydr import schema, shards, terminal
 from raydr.cluster import ingest, session, source_notes, source_record
 from raydr.cluster.source_files import prepare_rows
 from raydr.cluster.source_record import STAGED, Record, Source, shard_key
-from raydr.errors import UserError
+from raydr.errors import DamagedData, UserError
 from raydr.fundus.readers.rows import Row
 from raydr.identity import fingerprint, sha256
-from raydr.ledger import COMMITS, MANIFEST
+from raydr.ledger import COMMITS, MANIFEST, parse, records
 from raydr.storage import Run
 
 # Starts of a shard after which its files are tried one by one in processes of their own.
 MAX_STARTS = 2
+# Publishing moves a shard in some ten milliseconds: a few tasks a CPU, or their turn-around would be most of the pass.
+MOST_PUBLISHED = 256
 
 # -- on the nodes ---------------------------------------------------------------------------------
 
@@ -29,12 +31,16 @@ def stage_shard(plan: dict[str, Any], url: str, base: str, px: int, crop: str) -
     """Prepare and commit one shard of staging/; returns how many photographs it holds and how many were unusable."""
     run, rows = Run(url), [Row(*values) for values in plan["rows"]]
     dataset = rows[0].dataset
+    done = ingest.standing(run, plan["key"], plan["fingerprint"])
+    if done:
+        return {"rows": done.rows, "unusable": len(rows) - done.rows}
     starts = shards.record_start(run, plan["key"], socket.gethostname())
     clock = terminal.Clock()
     prepared, failures = prepare_rows(rows, base, px, crop, isolated=starts > MAX_STARTS)
     source_notes.note(run, dataset, failures)
     table = pa.Table.from_pylist(prepared, schema=STAGED)
-    record = shards.commit(run, plan["key"], table, STAGED, plan["fingerprint"], {"seconds": clock.seconds})
+    seconds = {"seconds": clock.seconds}
+    record = shards.commit(run, plan["key"], table, STAGED, plan["fingerprint"], seconds, sync=False)
     return {"rows": record.rows, "unusable": len(rows) - record.rows}
 
 
@@ -44,6 +50,10 @@ def publish_shard(plan: dict[str, Any], url: str, identity: str) -> dict[str, An
     plan["rows"] = {image id: [file's SHA-256, split, fold]} of the photographs that stay.
     """
     run = Run(url)
+    done = ingest.standing(run, plan["key"], identity)
+    if done:
+        drop(run, plan["staged"])
+        return {"rows": done.rows, "listed": plan["listed"]}
     data = run.read(plan["staged"])
     if sha256(data) != plan["sha256"]:
         drop(run, plan["staged"])
@@ -77,6 +87,19 @@ def drop(run: Run, key: str) -> None:
 
 def staged_commits(target: Run, dataset: str) -> dict[str, shards.Commit]:
     return shards.commits(target, f"staging/{source_record.slug(dataset)}")
+
+
+def mend(target: Run, dataset: str) -> None:
+    """Drop what a power cut left of staged shards: they are not synced to the disk, since they can be made again."""
+    prefix = f"staging/{source_record.slug(dataset)}"
+    sizes = dict(target.list(prefix))
+    for key, data in records(target, prefix).items():
+        try:
+            whole = parse(target, key, data).bytes == sizes.get(key)
+        except DamagedData:
+            whole = False
+        if not whole:
+            drop(target, key)
 
 
 def stage_plans(source: Source, rows: Sequence[Row], numbers: Iterable[int]) -> list[dict[str, Any]]:
@@ -137,7 +160,7 @@ def publish(target: Run, record: Record, base: str) -> int:
         )
     finished, added = source.num_listed - sum(plan["listed"] for plan in plans), 0
     with session.metered("publish", source.num_listed, "photographs") as meter:
-        for answer in ingest.map_shards(publish_shard, plans, target.url, identity):
+        for answer in ingest.map_shards(publish_shard, plans, target.url, identity, most=MOST_PUBLISHED):
             finished, added = finished + answer["listed"], added + answer["rows"]
             session.report_to(meter, done=finished)
     return added

@@ -18,7 +18,7 @@ from typing import Any
 from raydr import shards, terminal
 from raydr.cluster import ingest, source_notes, source_record
 from raydr.cluster.audit import write_card
-from raydr.cluster.ingest_passes import drop, publish, stage, stage_plans, staged_commits
+from raydr.cluster.ingest_passes import drop, mend, publish, stage, stage_plans, staged_commits
 from raydr.cluster.settling import decide, open_listing, open_lists, require_same
 from raydr.cluster.source_record import Record, Source
 from raydr.config import Recipe
@@ -134,6 +134,7 @@ def add_source(recipe: Recipe, target: Run, listing: Listing) -> dict[str, Any]:
     The same again goes on where it was cut, and adds nothing when there is nothing left. Raises BudgetExhausted where
     too many entries cannot be used, with everything read so far kept for the next try.
     """
+    mend(target, listing.name)
     record = listing.record or read_and_settle(target, listing, recipe.ingest.max_quarantine)
     source_notes.note(target, listing.name, dropped(record))
     added = publish(target, record, listing.source.path)

@@ -67,9 +67,9 @@ def staged(monkeypatch) -> list[str]:
     keys: list[str] = []
     whole = ingest.map_shards
 
-    def noting(work, plans, *arguments):
+    def noting(work, plans, *arguments, **options):
         keys.extend(plan["key"] for plan in plans if work is ingest_passes.stage_shard)
-        return whole(work, plans, *arguments)
+        return whole(work, plans, *arguments, **options)
 
     monkeypatch.setattr(ingest, "map_shards", noting)
     return keys
@@ -270,10 +270,10 @@ def cut_before(monkeypatch, pass_) -> None:
     """Let the ingest die before this pass, as a kill would."""
     whole = ingest.map_shards
 
-    def cut(work, plans, *arguments):
+    def cut(work, plans, *arguments, **options):
         if work is pass_:
             raise RuntimeError("cut")
-        return whole(work, plans, *arguments)
+        return whole(work, plans, *arguments, **options)
 
     monkeypatch.setattr(ingest, "map_shards", cut)
 
@@ -326,6 +326,7 @@ def test_a_shard_that_took_its_worker_down_twice_is_tried_in_isolation(tmp_path,
     plan = {"key": "staging/D/000000.parquet", "fingerprint": "f", "rows": [row]}
     for _ in range(4):
         ingest_passes.stage_shard(plan, str(tmp_path / "out"), str(tmp_path), 64, "circle")
+        ingest_passes.drop(Run(str(tmp_path / "out")), plan["key"])  # as if it had crashed
     assert seen == [False, False, True, True]
 
 

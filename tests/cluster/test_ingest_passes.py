@@ -1,0 +1,64 @@
+"""Shards of an ingest's two passes, by hand and without Ray: what a lost worker or a power cut leaves is gone on from."""
+
+import pyarrow.parquet as pq
+import pytest
+from fundus.trees import photograph, write
+
+from raydr import schema, shards
+from raydr.cluster import ingest, ingest_passes
+from raydr.errors import IdentityMismatch
+from raydr.storage import Run
+
+
+@pytest.mark.parametrize(("count", "cpus"), [(1, 2), (2, 2), (16, 2), (64, 2), (625, 2), (625, 64), (3, 8)])
+def test_portions_hold_every_shard_and_end_small(count, cpus) -> None:
+    sizes = ingest.portions(count, cpus)
+    assert sum(sizes) == count
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) <= ingest.MOST_SHARDS
+    # The last one to finish holds the others up by one shard, and the first ones are long enough to hide their start.
+    assert sizes[-1] == 1
+    assert len(sizes) <= max(4 * cpus, count / ingest.MOST_SHARDS) + 8 * cpus
+
+
+def staged_plan(tmp_path) -> tuple[str, dict, dict]:
+    """(url, plan of the first pass, plan of the second) of one shard of one photograph."""
+    url, key = str(tmp_path / "out"), "staging/D/000000.parquet"
+    write(tmp_path / "files", {"a.jpg": photograph(1)})
+    plan = {"key": key, "fingerprint": "f", "rows": [["a.jpg", "D/a", "D", None, None, 0, True, None, 9]]}
+    ingest_passes.stage_shard(plan, url, str(tmp_path / "files"), 64, "circle")
+    record = ingest_passes.staged_commits(Run(url), "D")[key]
+    digest = pq.read_table(tmp_path / "out" / key)["file_sha256"][0].as_py()
+    later = {"key": "real/D-000000.parquet", "staged": key, "sha256": record.sha256, "listed": 1}
+    return url, plan, later | {"rows": {"D/a": [digest, "train", 3]}}
+
+
+def test_a_task_that_is_run_again_leaves_what_it_has_done(tmp_path, monkeypatch) -> None:
+    """Several shards share a task: when its worker is lost on the second one, the first is there already."""
+    url, plan, later = staged_plan(tmp_path)
+    monkeypatch.setattr(ingest_passes, "prepare_rows", lambda *_, **__: pytest.fail("read twice"))
+    assert ingest_passes.stage_shard(plan, url, "/nowhere", 64, "circle") == {"rows": 1, "unusable": 0}
+    first = ingest_passes.publish_shard(later, url, "identity")
+    # The staged shard is gone by now.
+    assert ingest_passes.publish_shard(later, url, "identity") == first == {"rows": 1, "listed": 1}
+    with pytest.raises(IdentityMismatch):
+        ingest_passes.publish_shard(later, url, "other")
+    (row,) = shards.read(Run(url), "real", schema.REAL).to_pylist()
+    assert (row["image_id"], row["split"], row["fold"]) == ("D/a", "train", 3)
+
+
+@pytest.mark.parametrize("left", ["shard cut", "shard gone", "record cut"])
+def test_what_a_power_cut_leaves_of_a_staged_shard_is_made_again(tmp_path, left) -> None:
+    url, plan, _ = staged_plan(tmp_path)
+    run = Run(url)
+    ingest_passes.mend(run, "D")
+    assert set(ingest_passes.staged_commits(run, "D")) == {plan["key"]}
+    path = run.path(shards.record_key(plan["key"]) if left == "record cut" else plan["key"])
+    if left == "shard gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:20])
+    ingest_passes.mend(run, "D")
+    assert ingest_passes.staged_commits(run, "D") == {}
+    ingest_passes.stage_shard(plan, url, str(tmp_path / "files"), 64, "circle")
+    assert set(ingest_passes.staged_commits(run, "D")) == {plan["key"]}
