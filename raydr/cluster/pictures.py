@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from raydr import shards
 from raydr.fundus.duplicates import exact_pairs, near_pairs
-from raydr.fundus.phash import MIRROR_MASK
+from raydr.fundus.phash import ORIENTATIONS
 from raydr.images import decode, jpeg
 from raydr.storage import Run
 
@@ -35,7 +35,7 @@ def proposed(digests: Sequence[str], hashes: Sequence[str], first_new: int = 0) 
     repeats = {pair.b for pair in exact_pairs(digests)}
     unique = np.array([index for index in range(len(digests)) if index not in repeats], dtype=np.int64)
     values = np.array([int(hashes[index], 16) for index in unique], dtype=np.uint64)
-    pairs = np.concatenate([unique[near_pairs(values, mask=mask)] for mask in (0, int(MIRROR_MASK))])
+    pairs = np.concatenate([unique[near_pairs(values, mask=mask)] for _, _, mask in ORIENTATIONS])
     return sorted(set(pairs[pairs.max(axis=1) >= first_new].ravel().tolist())) if len(pairs) else []
 
 

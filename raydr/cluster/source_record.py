@@ -127,8 +127,9 @@ def record_key(dataset: str) -> str:
 
 
 def rows_table(rows: Sequence[Row], decided: Sequence[dict[str, Any]]) -> pa.Table:
-    merged = [{**dataclasses.asdict(row), **more} for row, more in zip(rows, decided, strict=True)]
-    return pa.Table.from_pylist(merged, schema=SCHEMA)
+    columns = [pa.array([getattr(row, item.name) for row in rows], item.type) for item in LISTED]
+    columns += [pa.array([entry[item.name] for entry in decided], item.type) for item in DECIDED]
+    return pa.table(columns, schema=SCHEMA)
 
 
 def store(run: Run, record: Record) -> Record:

@@ -45,6 +45,7 @@ class Duplicate:
     splits: tuple[str, str]
     datasets: tuple[str, str]
     grades: tuple[int | None, int | None]
+    turned: bool = False  # one lies upside down
 
     @property
     def across_splits(self) -> bool:
@@ -163,6 +164,7 @@ def describe(pairs: Sequence[Pair], columns: Mapping[str, Sequence]) -> tuple[Du
                 *both["image_id"],
                 kind=pair.kind,
                 mirrored=pair.mirrored,
+                turned=pair.turned,
                 bits=pair.bits,
                 correlation=pair.correlation,
                 splits=both["split"],

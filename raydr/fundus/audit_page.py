@@ -53,6 +53,7 @@ def figure(pair: Duplicate, image_of: Callable[[str], bytes]) -> str:
     marks = [
         pair.kind,
         *(["mirrored"] if pair.mirrored else []),
+        *(["upside down"] if pair.turned else []),
         *(["across data sets"] if pair.across_datasets else []),
     ]
     bad = [*(["across splits"] if pair.across_splits else []), *(["conflicting labels"] if pair.conflicting else [])]

@@ -16,7 +16,7 @@ from raydr.fundus.audit import Audit, audit
 from raydr.fundus.audit_page import page
 from raydr.fundus.card import Source, card, markdown
 from raydr.fundus.duplicates import MIN_CORRELATION, correlation, near_pairs, zoomed_correlation
-from raydr.fundus.phash import MIRROR_MASK, detail, phash
+from raydr.fundus.phash import MIRROR_MASK, ORIENTATIONS, TURN_MASK, detail, phash
 from raydr.fundus.preprocess import prepare, prepare_row
 from raydr.fundus.readers.ddr import stratum_of
 from raydr.fundus.readers.rows import Row
@@ -68,6 +68,10 @@ def planted() -> tuple[pa.Table, Audit]:
         record(
             "A/mirrored", copied(image(41).transpose(Image.Transpose.FLIP_LEFT_RIGHT), quality=90), grade=1
         ),  # B/041
+        record("A/upside-down", copied(image(43).transpose(Image.Transpose.ROTATE_180), quality=90), grade=3),  # B/043
+        record(
+            "A/flipped", copied(image(44).transpose(Image.Transpose.FLIP_TOP_BOTTOM), quality=90), grade=4
+        ),  # B/044: upside down and mirrored
         record(
             "A/darker", copied(ImageEnhance.Brightness(image(5)).enhance(0.5), quality=85), split="validation", grade=0
         ),
@@ -86,6 +90,8 @@ def test_all_planted_copies_and_nothing_else(planted) -> None:
         ("A/002", "B/in-test", "perceptual", False),
         ("A/003", "C/resized", "perceptual", False),
         ("A/mirrored", "B/041", "perceptual", True),
+        ("A/upside-down", "B/043", "perceptual", False),
+        ("A/flipped", "B/044", "perceptual", True),
         ("A/005", "A/darker", "perceptual", False),
         ("A/007", "A/trimmed", "perceptual", False),
         ("B/042", "E/external", "perceptual", False),
@@ -98,15 +104,18 @@ def test_leaks_are_copies_on_both_sides_of_a_split(planted) -> None:
     assert found.leaks == [
         "A/002 (train) and B/in-test (test) show the same picture",
         "A/005 (train) and A/darker (validation) show the same picture",
+        "A/flipped (train) and B/044 (test) show the same picture",
         "A/mirrored (train) and B/041 (test) show the same picture",
+        "A/upside-down (train) and B/043 (test) show the same picture",
     ]
     conflicts = [(pair.a, pair.b) for pair in found.duplicates if pair.conflicting]
     assert conflicts == [("A/001", "A/other-label")]
     assert "A/001 (grade 1) and A/other-label (grade 3) show the same picture" in found.warnings
     assert found.counts["exact duplicates"] == 1
-    assert found.counts["perceptual duplicates"] == 8
-    assert found.counts["across splits"] == 3
-    assert found.counts["across data sets"] == 4
+    assert found.counts["perceptual duplicates"] == 10
+    assert found.counts["across splits"] == 5
+    assert found.counts["across data sets"] == 6
+    assert {pair.a for pair in found.duplicates if pair.turned} == {"A/upside-down", "A/flipped"}
 
 
 def test_drops_keep_the_test_split_and_no_doubtful_label(planted) -> None:
@@ -119,6 +128,8 @@ def test_drops_keep_the_test_split_and_no_doubtful_label(planted) -> None:
         "A/002": ("B/in-test", "duplicate"),
         "C/resized": ("A/003", "duplicate"),
         "A/mirrored": ("B/041", "duplicate"),
+        "A/upside-down": ("B/043", "duplicate"),
+        "A/flipped": ("B/044", "duplicate"),
         "A/005": ("A/darker", "duplicate"),
         "A/trimmed": ("A/007", "duplicate"),
         "A/prior": ("A/006", "duplicate"),
@@ -159,6 +170,7 @@ def test_json_and_page(planted) -> None:
     assert html.count("<figure") == len(found.duplicates)
     assert html.count("data:image/jpeg;base64,") == 2 * len(found.duplicates)
     assert html.index("A/mirrored") < html.index("A/same-bytes")  # leaks first
+    assert html.count("upside down") == 2
     assert "Audit of &lt;run&gt;" in html
     assert not re.search(r'(src|href)="(?!data:)', html)  # self-contained
 
@@ -335,8 +347,9 @@ def test_near_pairs_are_all_pairs() -> None:
     base = rng.integers(0, 2**63, 20, dtype=np.uint64)
     flips = np.uint64(1) << rng.integers(0, 64, (300, 4)).astype(np.uint64)
     hashes = base[rng.integers(0, 20, 300)] ^ np.bitwise_xor.reduce(flips, axis=1)
-    hashes[:30] ^= MIRROR_MASK
-    for mask in (0, int(MIRROR_MASK)):
+    hashes[:80] ^= MIRROR_MASK
+    hashes[50:150] ^= TURN_MASK
+    for _, _, mask in ORIENTATIONS:
         expected = {
             (i, j)
             for i in range(300)
@@ -392,8 +405,8 @@ def test_card(planted) -> None:
         Source("phantom", "", "DDR", None, 5, 0),
     ]
     made = json.loads(json.dumps(card(real, quarantine, sources, found)))
-    assert made["num_photographs"] == 69
-    assert made["num_graded"] == 68
+    assert made["num_photographs"] == 71
+    assert made["num_graded"] == 70
     assert made["num_dropped"] == 2
     assert {"dataset": "B", "split": "test", "grades": [4, 4, 5, 4, 4], "ungraded": 0} in made["counts"]
     assert made["dropped"][1] == {"reason": "truncated", "count": 1, "examples": ["train/492_right.jpeg"]}

@@ -15,7 +15,7 @@ from scipy import fft
 
 from fundus.trees import drawing, photograph
 from raydr.fundus.field_of_view import box, crop_circle, crop_paper, find_circle
-from raydr.fundus.phash import hamming, mirrored, phash
+from raydr.fundus.phash import ORIENTATIONS, hamming, laid, mirrored, phash, turned
 from raydr.fundus.preprocess import Unusable, decode_photograph, prepare, prepare_row
 from raydr.fundus.readers.rows import Row
 from raydr.images import decode
@@ -373,12 +373,17 @@ def test_prepare_row_fits_the_schema() -> None:
     assert prepare_row(row, photograph(5), 96)["sha256"] == prepared["sha256"]
 
 
-def test_phash_of_the_mirror_follows_from_the_hash(retina: np.ndarray) -> None:
+def test_phash_of_the_mirror_and_of_the_turned_picture_follow_from_the_hash(retina: np.ndarray) -> None:
     for seed in range(20):
         pixels = prepare(photograph(seed), 96).pixels
         assert mirrored(phash(pixels)) == phash(pixels[:, ::-1])
         assert mirrored(mirrored(phash(pixels))) == phash(pixels)
+        assert turned(phash(pixels)) == phash(pixels[::-1, ::-1])
+        for is_mirrored, is_turned, mask in ORIENTATIONS:
+            other = laid(pixels.transpose(2, 0, 1), is_mirrored, is_turned).transpose(1, 2, 0)
+            assert int(phash(pixels), 16) ^ mask == int(phash(other), 16)
     assert hamming(phash(retina), phash(retina[:, ::-1])) > 16
+    assert hamming(phash(retina), phash(retina[::-1, ::-1])) > 16
 
 
 def test_phash_survives_copying_and_tells_photographs_apart(retina: np.ndarray) -> None:
