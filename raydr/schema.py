@@ -24,6 +24,8 @@ REAL = pa.schema(
         ("sha256", pa.string()),  # of `image`
         ("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
         ("lesions", pa.string()),  # phantoms: the lesion ledger as JSON; null otherwise
+        # From here on a column that came later: null in the rows of earlier versions.
+        ("source_border", pa.list_(pa.float32())),  # black of all, of corners, of edges, before the crop; else null
     ]
 )
 
@@ -162,7 +164,7 @@ QUARANTINE = pa.schema(
 
 
 # Tables that have grown at their end: with so many columns earlier versions wrote them.
-GREW = ((TRIALS, 25),)
+GREW = ((TRIALS, 25), (REAL, 16))
 
 
 def versions(schema: pa.Schema) -> list[pa.Schema]:

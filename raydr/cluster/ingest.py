@@ -84,6 +84,7 @@ def render_shard(plan: dict[str, Any], url: str, recipe: Recipe) -> dict[str, An
                 "sha256": sha256(data),
                 "phash": phash(pixels),
                 "lesions": json.dumps(ledger, separators=(",", ":")),
+                "source_border": None,
             }
         )
     table = pa.Table.from_pylist(rows, schema=schema.REAL)

@@ -239,6 +239,7 @@ def audit(
     for name in ("width", "height"):
         source = table.column(f"source_{name}").to_pylist()
         columns[name] = [there or stored for there, stored in zip(source, columns[name], strict=True)]
+    columns["border"] = table.column("source_border").to_pylist()
     columns["group"] = [
         patient or image_id for patient, image_id in zip(columns["patient_id"], columns["image_id"], strict=True)
     ]

@@ -45,8 +45,8 @@ def near_pairs(
 ) -> np.ndarray:
     """Indices (N, 2), first below second, of uint64 `hashes` (M,) that differ in at most `max_bits` bits.
 
-    `mask` is XORed into the second of each pair: those of ORIENTATIONS find mirrored and turned copies. Blocks of 64 x 4,096 comparisons
-    stay in the second-level cache.
+    `mask` is XORed into the second of each pair: those of ORIENTATIONS find mirrored and turned copies.
+    Blocks of 64 x 4,096 comparisons stay in the second-level cache.
     """
     found = [np.empty((0, 2), np.int64)]
     other = hashes ^ np.uint64(mask)

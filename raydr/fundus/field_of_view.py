@@ -10,6 +10,9 @@ from PIL import Image
 
 from raydr.fundus.circle import DARKEST_BORDER, find_circle, lit_mask, reduced
 
+# A border's pixels are below this in every channel.
+BLACK = 16
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -37,6 +40,20 @@ def first_and_last(passing: np.ndarray) -> tuple[int, int]:
     """Half-open range from the first to the last True of a non-empty boolean vector."""
     where = np.flatnonzero(passing)
     return int(where[0]), int(where[-1]) + 1
+
+
+def border(pixels: np.ndarray) -> list[float]:
+    """Black share of uint8 RGB (H, W, 3): [of all, of the four corners, of the middles of the four edges]."""
+    step = max(1, min(pixels.shape[:2]) // 200)
+    black = pixels[::step, ::step].max(axis=2) < BLACK
+    height, width = black.shape
+    y, x = max(1, height // 10), max(1, width // 10)
+    corners = [
+        black[rows, columns].mean() for rows in (slice(y), slice(-y, None)) for columns in (slice(x), slice(-x, None))
+    ]
+    middle_y, middle_x = slice(height * 2 // 5, height * 3 // 5), slice(width * 2 // 5, width * 3 // 5)
+    edges = [black[middle_y, 0], black[middle_y, -1], black[0, middle_x], black[-1, middle_x]]
+    return [float(black.mean()), float(np.mean(corners)), float(np.mean([edge.mean() for edge in edges]))]
 
 
 def crop_paper(pixels: np.ndarray) -> Crop:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from raydr.fundus.field_of_view import Crop, crop_circle, crop_paper
+from raydr.fundus.field_of_view import Crop, border, crop_circle, crop_paper
 from raydr.fundus.phash import hamming, mirrored, phash
 from raydr.fundus.readers.rows import Row
 from raydr.identity import sha256
@@ -54,6 +54,7 @@ class Prepared:
     pixels: np.ndarray  # uint8 (px, px, 3)
     source_width: int  # of the file, px
     source_height: int
+    source_border: list[float]  # as `field_of_view.border` has it of the decoded file
 
 
 def open_photograph(data: bytes) -> Image.Image:
@@ -172,7 +173,7 @@ def prepare(data: bytes, px: int, crop: str = "circle") -> Prepared:
         # The fundus fills a part of the frame only: decode once more, so large that the part alone has px.
         pixels = decode_photograph(data, min(max(width, height), -(-px * max(pixels.shape[:2]) // found.side)))
         found = CROPS[crop](pixels)
-    return Prepared(squared(pixels, found, px), width, height)
+    return Prepared(squared(pixels, found, px), width, height, border(pixels))
 
 
 def prepare_row(row: Row, data: bytes, px: int, crop: str = "circle") -> dict[str, Any]:
@@ -196,4 +197,5 @@ def prepare_row(row: Row, data: bytes, px: int, crop: str = "circle") -> dict[st
         "sha256": sha256(image),
         "phash": phash(prepared.pixels),
         "lesions": None,
+        "source_border": prepared.source_border,
     }

@@ -20,6 +20,8 @@ from sklearn.model_selection import (
 )
 from sklearn.tree import DecisionTreeClassifier
 
+from raydr.fundus.field_of_view import BLACK, border
+from raydr.grades import NUM_GRADES
 from raydr.identity import rng_of
 from raydr.images import decode
 
@@ -34,9 +36,11 @@ LEAST_IMAGES = 100
 MAX_LOOKED_AT = 3000
 # Splits that nothing is trained or chosen on.
 EVALUATION = ("test", "external")
-# A source is called telling where at least 20 photographs of it leave one grade next to alone.
+# A source is called telling where at least 20 photographs of it leave one grade, or two or three next to each other,
+# next to alone: FGADR's files that end in _3 hold grades 3 and 4.
 LEAST_IN_SOURCE = 20
 NEARLY_ALL = 0.95
+MOST_GRADES = 3
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Shortcut:
 
     dataset: str
     feature: str  # stratum, name family, size, border, mean colour, all
-    task: str  # "grade" (0-4) or "any DR" (0 against 1-4)
+    task: str  # "grade" (0-4), "any DR" (0 against 1-4) or "severe" (0-2 against 3-4)
     balanced_accuracy: float
     chance: float  # mean over shuffled grades
     luckiest_shuffle: float
@@ -81,18 +85,10 @@ def one_hot(values: Sequence[str | None]) -> np.ndarray:
     return np.array([[value == name for name in kept] for value in values], dtype=float).reshape(len(values), -1)
 
 
-def colour_and_border(pixels: np.ndarray) -> tuple[list[float], list[float]]:
-    """(mean RGB of the lit part, [black share, of the four corners, of the four edges]) of uint8 RGB (H, W, 3)."""
-    black = pixels.max(axis=2) < 16
-    lit = pixels[~black]
-    colour = lit.mean(axis=0).tolist() if lit.size else [0.0, 0.0, 0.0]
-    corner = max(1, len(black) // 10)
-    corners = [
-        black[y, x].mean() for y in (slice(corner), slice(-corner, None)) for x in (slice(corner), slice(-corner, None))
-    ]
-    middle = slice(len(black) * 2 // 5, len(black) * 3 // 5)
-    edges = [black[middle, 0].mean(), black[middle, -1].mean(), black[0, middle].mean(), black[-1, middle].mean()]
-    return colour, [float(black.mean()), float(np.mean(corners)), float(np.mean(edges))]
+def mean_colour(pixels: np.ndarray) -> list[float]:
+    """Mean RGB of the lit part of uint8 RGB (H, W, 3)."""
+    lit = pixels[pixels.max(axis=2) >= BLACK]
+    return lit.mean(axis=0).tolist() if lit.size else [0.0, 0.0, 0.0]
 
 
 def fold_indices(targets: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -116,21 +112,27 @@ def predicted(features: np.ndarray, targets: np.ndarray, folds: list[tuple[np.nd
     return float(balanced_accuracy_score(targets, cross_val_predict(tree, features, targets, cv=folds)))
 
 
+# (lowest, highest) grade, the fewest grades first; neighbours only, since that is how sources are collected.
+RANGES = [(low, low + more) for more in range(MOST_GRADES) for low in range(NUM_GRADES - more)]
+
+
 def telling_sources(names: Sequence[str | None], grades: np.ndarray) -> str:
-    """Sentences such as "2511 of 2511 'timestamp' images are grade 0, 30 % of the rest are"."""
+    """Sentences such as "2511 of 2511 'timestamp' images are grade 0, 30 % of the rest"; the fewest grades that do."""
     sentences = []
     values = np.array([str(name) for name in names])
     for name, count in sorted(Counter(values.tolist()).items()):
         inside = values == name
         if count < LEAST_IN_SOURCE or inside.all():
             continue
-        counts = np.bincount(grades[inside], minlength=5)
-        grade = int(counts.argmax())
-        elsewhere = float((grades[~inside] == grade).mean())
-        if counts[grade] >= NEARLY_ALL * count and elsewhere < NEARLY_ALL - 0.1:
-            sentences.append(
-                f"{counts[grade]} of {count} '{name}' images are grade {grade}, {elsewhere:.0%} of the rest"
-            )
+        here, elsewhere = (np.bincount(grades[mask], minlength=5) / mask.sum() for mask in (inside, ~inside))
+        for low, high in RANGES:
+            shares = [share[low : high + 1].sum() for share in (here, elsewhere)]
+            if shares[0] >= NEARLY_ALL:
+                held = f"grade {low}" if low == high else f"grades {low}-{high}"
+                if shares[1] < NEARLY_ALL - 0.1:
+                    number = round(shares[0] * count)
+                    sentences.append(f"{number} of {count} '{name}' images are {held}, {shares[1]:.0%} of the rest")
+                break
     return "; ".join(sentences)
 
 
@@ -142,11 +144,13 @@ def measure(
     groups: np.ndarray,
     names: Sequence[str | None] | None = None,
 ) -> list[Shortcut]:
-    """Both tasks for one feature family of one data set; none where a task has one class or a feature no variation."""
+    """The three tasks for one feature family of one data set; none where nothing varies."""
     found: list[Shortcut] = []
     if len(grades) < LEAST_IMAGES:
         return found
-    for task, targets in (("grade", grades), ("any DR", (grades > 0).astype(int))):
+    # A source of severe eyes alone (FGADR's _3) says little about which of five grades, and nearly all about severity.
+    tasks = {"grade": grades, "any DR": (grades > 0).astype(int), "severe": (grades >= 3).astype(int)}
+    for task, targets in tasks.items():
         if (
             len(np.unique(targets)) < 2
             or len(np.unique(groups)) < 2
@@ -182,7 +186,7 @@ def shortcuts_of(
 
     Args:
         columns: lists `image_id, grade, stratum, group, width, height`, one entry a row.
-        colours, borders: float (N, 3), as `colour_and_border` gives them.
+        colours: float (N, 3), as `mean_colour` gives them; borders: float (N, 3), as `field_of_view.border` does.
     """
     grades = np.asarray(columns["grade"], dtype=int)
     groups = np.unique(np.asarray(columns["group"], dtype=str), return_inverse=True)[1]
@@ -221,7 +225,9 @@ def audited_shortcuts(
             inside = [inside[k] for k in sorted(rng.choice(len(inside), MAX_LOOKED_AT, replace=False))]
         looks = []
         for done, index in enumerate(inside, 1):
-            looks.append(colour_and_border(decode(image_of(index))))
+            pixels = decode(image_of(index))
+            # A crop makes all borders alike: what a camera left is known from before it. Phantoms never had another.
+            looks.append((mean_colour(pixels), columns["border"][index] or border(pixels)))
             if done % 200 == 0 or done == len(inside):
                 on_event({"stage": "audit", "what": f"{dataset} pictures", "done": done, "total": len(inside)})
         colours, borders = np.array([look[0] for look in looks]), np.array([look[1] for look in looks])

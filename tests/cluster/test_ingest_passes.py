@@ -1,4 +1,4 @@
-"""Shards of an ingest's two passes, by hand and without Ray: what a lost worker or a power cut leaves is gone on from."""
+"""Shards of an ingest's two passes, without Ray: what a lost worker or a power cut leaves is gone on from."""
 
 import pyarrow.parquet as pq
 import pytest

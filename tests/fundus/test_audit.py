@@ -16,11 +16,12 @@ from raydr.fundus.audit import Audit, audit
 from raydr.fundus.audit_page import page
 from raydr.fundus.card import Source, card, markdown
 from raydr.fundus.duplicates import MIN_CORRELATION, correlation, near_pairs, zoomed_correlation
+from raydr.fundus.field_of_view import border
 from raydr.fundus.phash import MIRROR_MASK, ORIENTATIONS, TURN_MASK, detail, phash
 from raydr.fundus.preprocess import prepare, prepare_row
-from raydr.fundus.readers.ddr import stratum_of
+from raydr.fundus.readers import ddr, fgadr
 from raydr.fundus.readers.rows import Row
-from raydr.fundus.shortcuts import colour_and_border, name_family
+from raydr.fundus.shortcuts import mean_colour, name_family, telling_sources
 from raydr.grades import DDR_TRAINVAL_COUNTS
 from raydr.identity import sha256
 from raydr.images import encode
@@ -31,7 +32,7 @@ def record(
     image_id: str, data: bytes, split: str = "train", grade: int | None = 0, patient: str | None = None, px: int = 96
 ):
     dataset = image_id.split("/")[0]
-    stratum = stratum_of(image_id.split("/")[1]) if dataset == "DDR" else None
+    stratum = STRATA[dataset](image_id.split("/")[1]) if dataset in STRATA else None
     row = Row("x.jpg", image_id, dataset, split, patient, grade, grade is not None, stratum)
     return prepare_row(row, data, px)
 
@@ -203,6 +204,9 @@ def test_three_copies_with_two_labels_leave_only_the_test_row() -> None:
     assert [drop.image_id for drop in audit(table(records[:2])).duplicates_to_drop] == ["A/2"]
 
 
+STRATA = {"DDR": ddr.stratum_of, "FGADR": fgadr.stratum_of}
+
+
 def small(rng: np.random.Generator, colour: np.ndarray) -> np.ndarray:
     """32 px of textured disc: enough to hash and to measure, cheap enough for thousands."""
     y, x = np.mgrid[:32, :32] - 15.5
@@ -225,7 +229,7 @@ def cohort(names: list[str], grades: list[int], colours: np.ndarray, sizes: np.n
             "split": "train",
             "grade": grade,
             "gradable": True,
-            "stratum": stratum_of(stem) if dataset == "DDR" else None,
+            "stratum": STRATA[dataset](stem) if dataset in STRATA else None,
             "image": image,
             "width": 32,
             "height": 32,
@@ -336,9 +340,66 @@ def test_name_families(image_id: str, family: str) -> None:
 def test_colour_and_border_by_hand() -> None:
     pixels = np.zeros((20, 20, 3), np.uint8)
     pixels[:, 5:15] = (200, 100, 50)
-    colour, border = colour_and_border(pixels)
-    assert colour == [200, 100, 50]
-    assert border == [0.5, 1.0, 0.5]  # half black, all corners, left and right edges of four
+    assert mean_colour(pixels) == [200, 100, 50]
+    assert border(pixels) == [0.5, 1.0, 0.5]  # half black, all corners, left and right edges of four
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 90
+    assert border(wide) == [pytest.approx(2 / 3), 1.0, 0.5]
+    assert border(wide.repeat(50, 0).repeat(50, 1)) == [pytest.approx(2 / 3, abs=0.01), 1.0, 0.5]
+
+
+def test_a_border_that_the_crop_removes_is_a_shortcut_all_the_same() -> None:
+    """Proliferative eyes come in wide black frames: cropped they look like the others."""
+    rng = np.random.default_rng(6)
+    records = []
+    for k, grade in enumerate([0, 4] * 60):
+        eye = drawing(k % 30, width=120, height=120)
+        frame = Image.new("RGB", (120 + int(rng.integers(0, 9)) + (60 if grade == 4 else 0), 128))
+        frame.paste(eye, ((frame.width - 120) // 2, 4))
+        records.append(record(f"X/{k}", copied(frame, "PNG"), grade=grade, px=48))
+    real = table(records)
+    found = {(entry.feature, entry.task): entry for entry in audit(real).shortcuts}
+    assert found["border", "any DR"].found
+    assert found["border", "any DR"].balanced_accuracy > 0.95
+    # Of the stored pictures nothing would be seen.
+    null = pa.nulls(real.num_rows, real.schema.field("source_border").type)
+    blind = audit(real.set_column(real.schema.get_field_index("source_border"), "source_border", null))
+    assert not [entry for entry in blind.shortcuts if entry.feature == "border" and entry.found]
+
+
+def fgadr_shaped() -> tuple[list[str], list[int]]:
+    """FGADR's 1,842 grades, one in four; files that end in _3 hold the severe ones, the other sites everything."""
+    names, grades, rng = [], [], np.random.default_rng(0)
+    for grade, count in enumerate((101, 212, 595, 647, 287)):
+        for i in range(count // 4):
+            site = 3 if grade >= 3 and i % 2 else rng.integers(1, 3)
+            names.append(f"FGADR/{len(names):04d}_{site}")
+            grades.append(grade)
+    return names, grades
+
+
+def test_the_site_shortcut_of_fgadr() -> None:
+    names, grades = fgadr_shaped()
+    rng = np.random.default_rng(5)
+    real = cohort(names, grades, rng.uniform(80, 200, (len(names), 3)), np.full((len(names), 2), 1280))
+    found = {(entry.feature, entry.task): entry for entry in audit(real).shortcuts}
+    for feature, site in (("stratum", "site 3"), ("name family", "9_3")):
+        entry = found[feature, "severe"]
+        assert entry.found
+        # All of site 3 is severe, half of the severe eyes are there: (.5 + 1)/2.
+        assert entry.balanced_accuracy == pytest.approx(0.75, abs=0.02)
+        in_site = sum(name.endswith("_3") for name in names)
+        assert f"{in_site} of {in_site} '{site}' images are grades 3-4, " in entry.explanation
+        assert "site 1" not in entry.explanation
+    assert not found["mean colour", "severe"].found
+
+
+def test_telling_sources_name_the_fewest_grades() -> None:
+    grades = np.array([0] * 30 + [3, 4] * 15 + [0, 1, 2, 3, 4] * 10)
+    names = ["a"] * 30 + ["b"] * 30 + ["c"] * 50
+    assert telling_sources(names, grades) == (
+        "30 of 30 'a' images are grade 0, 12% of the rest; 30 of 30 'b' images are grades 3-4, 25% of the rest"
+    )
 
 
 def test_near_pairs_are_all_pairs() -> None:
