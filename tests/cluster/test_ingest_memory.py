@@ -42,7 +42,7 @@ def write_large(folder: Path, size: tuple[int, int]) -> None:
 
 
 WORKER = """
-import json, resource, sys
+import json, re, sys
 from raydr.cluster.source_files import prepare_rows
 from raydr.fundus.readers.rows import Row
 folder, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -50,7 +50,9 @@ rows = [Row(name, f"D/{k}", "D", "train", None, 0, True, None, 9) for k in range
 prepared, failures = prepare_rows(rows, folder, 1024, "circle")
 assert len(prepared) == count, failures
 stored = sum(len(row["image"]) for row in prepared)
-print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "stored": stored}))
+# Not getrusage's ru_maxrss, which starts with the size of the process that forked this one.
+peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+print(json.dumps({"peak": peak, "stored": stored}))
 """
 
 

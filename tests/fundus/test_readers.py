@@ -1,11 +1,14 @@
 """Readers on trees in the published layouts, with the traps that those data sets are known for."""
 
+import dataclasses
 from pathlib import Path
 
+import gs_server
 import pytest
 from pyarrow import fs
 
 from fundus.trees import EXPECTED, EXPECTED_REJECTED, PLANTERS, photograph, plant, write
+from raydr.cluster.source_files import prepare_rows
 from raydr.errors import UserError
 from raydr.fundus.readers import ddr, deepdrid, table
 from raydr.fundus.readers.registry import READERS, list_source, open_source, read_bytes, read_source, with_role
@@ -191,6 +194,26 @@ def test_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert data == (root / rows[0].path).read_bytes()
     finally:
         server.stop()
+
+
+def test_gs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same from Google's storage: listed, labels read, and a photograph prepared as a worker does it."""
+    root = plant("idrid", tmp_path / "photos/sets")
+    with gs_server.serve(tmp_path) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        rows, rejected = list_source("idrid", "gs://photos/sets/")
+        assert summary(rows) == EXPECTED["idrid"]
+        assert rejected == []
+        data = read_bytes(*open_source("gs://photos/sets"), rows[0].path)
+        assert data == (root / rows[0].path).read_bytes()
+        ours, theirs = (prepare_rows(rows, base, 64, "circle") for base in ("gs://photos/sets", str(root)))
+        assert ours == theirs
+        assert len(ours[0]) == 3
+        with pytest.raises(UserError, match="does not exist: give the folder"):
+            list_source("idrid", "gs://photos/elsewhere")
+        with pytest.raises(UserError, match=r"gone\.jpg has gone from photos/sets"):
+            prepare_rows([dataclasses.replace(rows[0], path="gone.jpg")], "gs://photos/sets", 64, "circle")
 
 
 def test_only_a_csv_may_be_named_by_its_file(tmp_path):
