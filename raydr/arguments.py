@@ -225,5 +225,7 @@ def source_arguments(ingest: argparse.ArgumentParser) -> None:
     ingest.add_argument("--num-folds", type=int, default=5, help="folds that are drawn (default: 5)")
     ingest.add_argument("--per-grade", type=int, default=33, help="photographs of each grade in a fold (default: 33)")
     ingest.add_argument(
-        "--drop-duplicates", action="store_true", help="leave out what the audit would; never test rows"
+        "--drop-duplicates",
+        action="store_true",
+        help="leave out of this source what the audit would: never test rows, never rows of a source added before",
     )

@@ -40,7 +40,7 @@ def run(options: Any) -> int:
             gpu.run(result)
         elif options.what == "memory":
             with session.session(shapes.SHAPES[options.shape]):
-                memory.run(folder, result, memory.QUICK_SHARDS if options.quick else memory.NUM_SHARDS)
+                memory.run(folder, result, memory.QUICK_SIZES if options.quick else memory.SIZES)
         else:
             stages(options, Rig(folder, shapes.SHAPES[options.shape], sizes, result))
     finally:

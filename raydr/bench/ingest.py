@@ -95,9 +95,9 @@ def idle(bench: Rig, seconds: float = 10.0) -> None:
     bench.result.add("idle Ray", found.cpu_seconds / found.seconds, "cores", "beside the bare loops too")
 
 
-def add_folder(target: Run, folder: Path) -> dict[str, Any]:
-    """`raydr ingest folder FOLDER`, inside the session that is there."""
-    recipe = workload.sources()
+def add_folder(target: Run, folder: Path, px: int = workload.PREPARED_PX) -> dict[str, Any]:
+    """`raydr ingest folder FOLDER --px PX`, inside the session that is there."""
+    recipe = workload.sources(px)
     return add_source(recipe, target, look(recipe, target, Request("folder", str(folder))))
 
 

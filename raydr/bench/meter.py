@@ -31,6 +31,8 @@ class Recording:
     peak_bytes: int = 0
     # (time, {pid: resident bytes}), where asked for.
     resident: list[tuple[float, dict[int, int]]] = field(default_factory=list)
+    # Those among them that were Ray's workers.
+    workers: set[int] = field(default_factory=set)
     # Mean number of cores that other processes kept busy, and the load average at the end.
     others: float = 0.0
     load: float = 0.0
@@ -101,11 +103,11 @@ def recording(memory: bool = True, resident: bool = False, newcomers: bool = Fal
         while not stop.wait(EVERY_SECONDS):
             now = members()
             count(now)
-            if number % MEMORY_EVERY == 0:
-                if memory:
-                    result.peak_bytes = max(result.peak_bytes, shared_once(now))
-                if resident:
-                    result.resident.append((time.time(), _resident(now)))
+            if memory and number % MEMORY_EVERY == 0:
+                result.peak_bytes = max(result.peak_bytes, shared_once(now))
+            if resident:
+                result.resident.append((time.time(), _resident(now)))
+                result.workers |= {member.pid for member in now if _is_worker(member)}
             number += 1
             mine = 0.0 if newcomers else time.thread_time()
 
@@ -132,6 +134,12 @@ def shared_once(members: list[psutil.Process]) -> int:
             full = member.memory_full_info()
             total += getattr(full, "pss", 0) or full.rss
     return total
+
+
+def _is_worker(member: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(member.cmdline()[:1]).startswith("ray::")
+    return False
 
 
 def _resident(members: list[psutil.Process]) -> dict[int, int]:

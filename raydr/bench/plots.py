@@ -27,10 +27,10 @@ def figures(scaling: dict[str, Any]) -> dict[str, str]:
         found["plan"] = chart("Driver's resident MiB against planned rows", {"driver": memory}, log_x=True)
     if scaling.get("memory"):
         curves = {
-            who: [(rows, size / 2**20) for rows, size in scaling["memory"][who]["curve"]]
+            who: [(seconds, size / 2**20) for seconds, size in scaling["memory"][who]["curve"]]
             for who in ("driver", "worker")
         }
-        found["memory"] = chart("Resident MiB against photographs ingested", curves)
+        found["memory"] = chart("Resident MiB against seconds of an ingest", curves)
     return found
 
 

@@ -27,8 +27,8 @@ from raydr.sources import Ingest, PhantomSet
 from raydr.storage import Run
 
 PROGRESS = "progress.json"
-# Larger than the 256 px that they are prepared to, so that decoding and crop have something to do.
-PHOTOGRAPH_PX = (1200, 900)
+# Larger than what they are prepared to, so that decoding and crop have something to do.
+PHOTOGRAPH_PX, PREPARED_PX = (1200, 900), 256
 SHARD = 16
 
 
@@ -102,9 +102,9 @@ def phantoms(num_shards: int, px: int = 64) -> Recipe:
     return Recipe(name="bench", ingest=Ingest(px=px, shard_size=size, phantoms=(part,)))
 
 
-def sources() -> Recipe:
-    """Photographs from a folder, prepared to 256 px in shards of 32."""
-    return Recipe(name="bench", ingest=Ingest(source="folder", px=256, shard_size=32))
+def sources(px: int = PREPARED_PX) -> Recipe:
+    """Photographs from a folder, prepared to `px` in shards of 32."""
+    return Recipe(name="bench", ingest=Ingest(source="folder", px=px, shard_size=32))
 
 
 def write_photographs(

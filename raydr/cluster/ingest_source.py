@@ -239,7 +239,8 @@ def show(about: dict[str, Any]) -> None:
     if about["leaks"]:
         terminal.note(
             f"{name}: {about['leaks']} of these pairs stand on both sides of a split: `raydr audit` shows them; "
-            "--drop-duplicates, when a source is added, leaves its copies out"
+            "--drop-duplicates leaves the copies of the source that is added out, so use another --out and add the "
+            "sources with test photographs first"
         )
     if about["note"]:
         terminal.note(f"{name}: {about['note']}")

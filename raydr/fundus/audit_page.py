@@ -101,7 +101,8 @@ def page(audit: Audit, image_of: Callable[[str], bytes], title: str = "Audit") -
         + f"<h2>Patients in several splits</h2>{rows_of(('patient', 'splits', 'photographs'), patients(audit))}"
         f'<h2>Pairs</h2><div class="pairs">{"".join(figure(pair, image_of) for pair in shown)}</div>'
         + (f"<p>{more} more pairs are in audit.json.</p>" if more else "")
-        + "<h2>What --drop-duplicates leaves out</h2>"
+        + "<h2>What --drop-duplicates leaves out</h2><p>Of the source that is added, never of one that is there: "
+        "ingest into another run, the sources with test photographs first.</p>"
         + rows_of(
             ("photograph", "because of", "reason"),
             [(d.image_id, d.because_of, d.reason) for d in audit.duplicates_to_drop],

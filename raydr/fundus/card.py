@@ -11,7 +11,6 @@ from raydr.fundus.audit import Audit, class_balance
 from raydr.fundus.readers.registry import READERS
 from raydr.grades import NAMES
 
-OWN_TERMS = "the user's own"
 PHANTOM_TERMS = "Apache-2.0; procedural phantoms, no patient behind them"
 
 

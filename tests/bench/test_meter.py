@@ -44,6 +44,23 @@ def test_resident_sizes_by_process():
     assert all(sizes[os.getpid()] > 50_000_000 for _, sizes in found.resident)
 
 
+def test_workers_are_known_by_their_title():
+    """Ray writes `ray::IDLE` and the like over the command line of a worker."""
+    code = ["-c", "import time; time.sleep(2)"]
+    worker, other = (
+        subprocess.Popen(["ray::IDLE", *code], executable=sys.executable),
+        subprocess.Popen([sys.executable, *code]),
+    )
+    with recording(memory=False, resident=True) as found:
+        time.sleep(1.3)
+    assert found.workers == {worker.pid}
+    assert {worker.pid, other.pid, os.getpid()} <= set(found.resident[-1][1])
+    worker.kill()
+    other.kill()
+    worker.wait()
+    other.wait()
+
+
 def test_cpu_at_the_moments_of_progress():
     found = Recording(started=100.0)
     found.cpu = [(100.0, 0.0), (110.0, 20.0)]

@@ -1,9 +1,6 @@
 """The simulation: a sleeping maker's rows, trees written by the sink's own commit, growth of memory."""
 
-import os
 import time
-
-import pytest
 
 from raydr import schema, shards
 from raydr.bench import memory, scaling
@@ -38,15 +35,15 @@ def test_a_tree_is_planned_verified_and_selected(tmp_path):
     assert all(row[name] > 0 for row in found for name in ("plan_seconds", "verify_seconds", "select_seconds"))
 
 
-def test_growth_is_bytes_a_row_after_the_warm_up():
-    me, worker, idle = os.getpid(), -1, -2
-    record = Recording(started=0.0)
-    # 10 rows a second; the driver stays at 100 MB after a jump, the worker grows by 1,000 bytes a row.
-    record.resident = [
-        (float(t), {me: 100_000_000 if t else 50_000_000, worker: 200_000_000 + 10_000 * t, idle: 90_000_000})
-        for t in range(0, 101, 5)
-    ]
-    found = memory.growth(record, [(0.0, 0.0), (1000.0, 100.0)], me)
-    assert found["driver"]["bytes_a_row"] == pytest.approx(0.0)
-    assert found["worker"]["bytes_a_row"] == pytest.approx(1000.0)
-    assert found["worker"]["curve"][-1] == (1000.0, 201_000_000.0)
+def test_growth_is_the_difference_of_two_peaks_a_row():
+    me, worker, other, service = 1, 2, 3, 4
+    records = [Recording(started=100.0, workers={worker, other}), Recording(started=200.0, workers={worker, other})]
+    records[0].resident = [(101.0, {me: 90, worker: 300, other: 10, service: 999}), (102.0, {me: 100, worker: 200})]
+    # The other worker is the larger one now; a service of Ray's is none of them.
+    records[1].resident = [(201.0, {me: 400, worker: 300, other: 500, service: 9999}), (203.0, {me: 200, other: 400})]
+    found = memory.growth((10, 60), records, me)
+    assert found["driver"]["peaks"] == [100, 400]
+    assert found["driver"]["bytes_a_row"] == 6
+    assert found["worker"]["peaks"] == [300, 500]
+    assert found["worker"]["bytes_a_row"] == 4
+    assert found["worker"]["curve"] == [(1.0, 500), (3.0, 400)]

@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+import skimage.data
 from fundus.trees import EXPECTED, EXPECTED_REJECTED, drawing, photograph, plant, write
+from PIL import Image
 from s3_server import serve
 
 from raydr import cli, schema, shards
@@ -25,6 +27,7 @@ from raydr.cluster.pictures import PX, Pictures, columns_of
 from raydr.cluster.source_files import CRASHED, prepare_rows, require_survival
 from raydr.config import Recipe
 from raydr.errors import BudgetExhausted, IdentityMismatch, MissingInput, UserError
+from raydr.fundus.circle import find_circle
 from raydr.fundus.preprocess import Unusable, prepare
 from raydr.fundus.readers.rows import Row
 from raydr.images import decode
@@ -352,9 +355,9 @@ def test_folds_by_seed_and_from_lists(tmp_path) -> None:
         add(tmp_path / "other", "csv", flat, folds=str(tmp_path / "lists"))
 
 
-def copy_of(seed: int, quality: int = 70, size: tuple[int, int] = (480, 400)) -> bytes:
+def copy_of(seed: int, quality: int = 70, size: tuple[int, int] = (480, 400), turn: int = 0) -> bytes:
     buffer = io.BytesIO()
-    drawing(seed, width=size[0], height=size[1]).save(buffer, "JPEG", quality=quality)
+    drawing(seed, width=size[0], height=size[1]).rotate(turn).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
@@ -362,7 +365,7 @@ def test_duplicates_across_data_sets_are_found_followed_and_dropped(tmp_path, ca
     official = write(tmp_path / "official", {f"test/{k % 5}/{k}.jpg": copy_of(k, 95) for k in range(6)})
     # 3 and 4 are pictures of the official test set under other names; 100 and 101 are one picture.
     copies = {"labels.csv": "image,grade\na.jpg,3\nb.jpg,4\nc.jpg,0\nd.jpg,0\ne.jpg,1\n", "a.jpg": copy_of(3)}
-    copies |= {"b.jpg": copy_of(4), "c.jpg": copy_of(100), "d.jpg": copy_of(100, 50), "e.jpg": copy_of(102)}
+    copies |= {"b.jpg": copy_of(4, turn=180), "c.jpg": copy_of(100), "d.jpg": copy_of(100, 50), "e.jpg": copy_of(102)}
     free = write(tmp_path / "free", copies)
     out = tmp_path / "out"
     add(out, "folder", official)
@@ -395,6 +398,32 @@ def test_duplicates_across_data_sets_are_found_followed_and_dropped(tmp_path, ca
     note = shards.quarantined(Run(str(clean)), "real")[0]
     assert (note["key"], note["reason"]) == ("train/train/3/a.jpg", "duplicate")
     assert "official/test/3/3" in note["detail"]
+
+
+def test_a_real_photograph_through_the_whole_ingest(tmp_path) -> None:
+    """scikit-image's eye as a camera would have saved it: in a wide black frame, off its centre, on its side."""
+    retina = skimage.data.retina()
+    frame = np.zeros((1600, 2400, 3), np.uint8)
+    frame[120 : 120 + len(retina), 700 : 700 + len(retina)] = retina
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 8  # turn by 90 degrees to the left to see it upright
+    Image.fromarray(np.rot90(frame, -1)).save(buffer, "JPEG", quality=95, exif=exif)
+    tree = write(tmp_path / "mine", {"train/0/retina.JPG": buffer.getvalue(), "train/0/other.jpg": photograph(5)})
+    add(tmp_path / "out", "folder", tree, Recipe(name="test", ingest=Ingest(source="folder", px=512)))
+    row = next(row for row in rows_of(tmp_path / "out") if row["image_id"] == "mine/train/0/retina")
+    assert (row["source_width"], row["source_height"], row["grade"]) == (2400, 1600, 0)
+    assert row["source_border"][1:] == pytest.approx([1, 1], abs=0.01)  # black in all corners and along all edges
+    assert row["source_border"][0] == pytest.approx(1 - np.pi / 4 * 1390**2 / (2400 * 1600), abs=0.03)
+    stored = decode(row["image"])
+    # The field of view (see test_preprocess: centre 704.6, 703.4, diameter 1389.9) fills the square, upright.
+    scaled = Image.fromarray(retina).resize((512, 512), Image.Resampling.LANCZOS, box=(9.6, 8.4, 1399.6, 1398.4))
+    inside = np.hypot(*(np.mgrid[:512, :512] - 255.5)) < 250
+    assert np.abs(stored.astype(int) - np.asarray(scaled))[inside].mean() < 4
+    circle = find_circle(stored)
+    assert circle is not None
+    assert [circle.x, circle.y, circle.diameter] == pytest.approx([256, 256, 512], abs=5)
+    if picture := os.environ.get("RAYDR_LOOK"):  # for a person
+        Image.fromarray(stored).save(picture)
 
 
 def test_buckets_on_both_sides(bucket, tmp_path) -> None:

@@ -1,6 +1,7 @@
 """Readers on trees in the published layouts, with the traps that those data sets are known for."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import gs_server
@@ -214,6 +215,25 @@ def test_gs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             list_source("idrid", "gs://photos/elsewhere")
         with pytest.raises(UserError, match=r"gone\.jpg has gone from photos/sets"):
             prepare_rows([dataclasses.replace(rows[0], path="gone.jpg")], "gs://photos/sets", 64, "circle")
+
+
+def test_the_reader_in_the_readme_does_what_is_said_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text().split("## Adding a reader for a data set")[1]
+    code: dict = {}
+    exec(re.search(r"^```python\n(.*?)^```", text, re.M | re.S)[1], code)
+    monkeypatch.setitem(READERS, "clinic", code["READER"])
+    files = {f"photos/{name}": photograph(1) for name in ("7_left.JPG", "7_right.jpg", "8_left.png", "9_left.jpg")}
+    write(tmp_path, files | {"grades.csv": "file,dr\n7_left.jpg,0\n7_right,9\n8_left.png,4\n10_left.jpg,1\n"})
+    rows, rejected = list_source("clinic", str(tmp_path))
+    assert summary(rows) == [
+        ("Clinic/7_left", "train", "Clinic/7", 0, True, None),
+        ("Clinic/7_right", "train", "Clinic/7", None, False, None),
+        ("Clinic/8_left", "train", "Clinic/8", 4, True, None),
+    ]
+    assert [(entry.name, entry.reason) for entry in rejected] == [
+        ("10_left.jpg", "label without file"),
+        ("photos/9_left.jpg", "file without label"),
+    ]
 
 
 def test_only_a_csv_may_be_named_by_its_file(tmp_path):

@@ -35,7 +35,7 @@ SPLITS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One photograph of a source, before its file is opened."""
 
