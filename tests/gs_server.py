@@ -3,8 +3,7 @@
 import contextlib
 import http.server
 import json
-import subprocess
-import sys
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,23 +70,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def serve(root: Path) -> Iterator[dict[str, str]]:
     """Serve the folders below `root` as buckets; yields the environment in which pyarrow's client finds them.
 
-    In a process of its own: pyarrow waits for an object without letting other threads of Python run.
+    From a thread of this process: whoever reads an object must let other threads of Python run meanwhile, or this one
+    could never answer.
     """
-    command = [sys.executable, __file__, str(root)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        person = {"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
-        key = root / "credentials.json"
-        key.write_text(json.dumps(person | {"token_uri": f"{address}/token"}))
-        try:
-            yield {"CLOUD_STORAGE_EMULATOR_ENDPOINT": address, "GOOGLE_APPLICATION_CREDENTIALS": str(key)}
-        finally:
-            server.kill()
-
-
-if __name__ == "__main__":
-    Handler.root = Path(sys.argv[1])
-    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    print(listener.server_port, flush=True)
-    listener.serve_forever()
+    handler = type("Bound", (Handler,), {"root": root})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    person = {"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
+    key = root / "credentials.json"
+    key.write_text(json.dumps(person | {"token_uri": f"{address}/token"}))
+    try:
+        yield {"CLOUD_STORAGE_EMULATOR_ENDPOINT": address, "GOOGLE_APPLICATION_CREDENTIALS": str(key)}
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,11 +1,12 @@
 """Shards of an ingest's two passes, without Ray: what a lost worker or a power cut leaves is gone on from."""
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fundus.trees import photograph, write
 
 from raydr import schema, shards
-from raydr.cluster import ingest, ingest_passes
+from raydr.cluster import audit, ingest, ingest_passes
 from raydr.errors import IdentityMismatch
 from raydr.storage import Run
 
@@ -62,3 +63,18 @@ def test_what_a_power_cut_leaves_of_a_staged_shard_is_made_again(tmp_path, left)
     assert ingest_passes.staged_commits(run, "D") == {}
     ingest_passes.stage_shard(plan, url, str(tmp_path / "files"), 64, "circle")
     assert set(ingest_passes.staged_commits(run, "D")) == {plan["key"]}
+
+
+def test_photographs_of_an_earlier_version_are_read_and_audited(tmp_path, capsys) -> None:
+    """Shards without the column `source_border`, which came later, stand beside one with it."""
+    url, _, later = staged_plan(tmp_path)
+    ingest_passes.publish_shard(later, url, "identity")
+    run = Run(url)
+    new = shards.read(run, "real", schema.REAL)
+    old = pa.schema(list(schema.REAL)[:16])
+    table = new.select(old.names).set_column(0, "image_id", pa.array(["D/old"]))
+    shards.commit(run, "real/D-000001.parquet", table, old, "identity")
+    both = shards.read(run, "real", schema.REAL)
+    assert [border is None for border in both["source_border"].to_pylist()] == [False, True]
+    assert shards.verify(run) == []
+    assert audit.run(run).num_images == 2
