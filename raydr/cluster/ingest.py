@@ -7,6 +7,7 @@ Here are the phantoms, and what all sources share; photographs from elsewhere ar
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -30,18 +31,29 @@ from raydr.storage import Run
 
 # Shards of one Ray task at most: what a lost worker or a cluster that grows has to wait for.
 MOST_SHARDS = 16
+# The same where a shard takes some ten milliseconds.
+MOST_QUICK_SHARDS = 256
 
 # -- on the nodes ---------------------------------------------------------------------------------
 
 
-def shard_task(batch: dict[str, np.ndarray], work: Callable[..., dict[str, Any]], arguments: tuple) -> dict[str, list]:
-    """The shards of one Ray task. A user's mistake comes back as a sentence: Ray would wrap it in its own error."""
+def shard_task(
+    batch: dict[str, np.ndarray], work: Callable[..., dict[str, Any]], arguments: tuple, meter: str
+) -> dict[str, list]:
+    """The shards of one Ray task, told to the meter one by one, since their answers come together at the end.
+
+    A user's mistake comes back as a sentence: Ray would wrap it in its own error.
+    """
     answers: list[dict[str, Any]] = []
-    for plan in (plan for portion in batch["portion"] for plan in json.loads(portion)):
-        try:
-            answers.append(work(plan, *arguments))
-        except UserError as error:
-            answers.append({"refused": str(error)})
+    for number, portion in zip(batch["number"], batch["portion"], strict=True):
+        done = 0
+        for plan in json.loads(portion):
+            try:
+                answers.append(work(plan, *arguments))
+                done += answers[-1]["done"]
+                session.report_to(meter, **{f"done:{number}": done})
+            except UserError as error:
+                answers.append({"refused": str(error)})
     return {"answer": [json.dumps(answer) for answer in answers]}
 
 
@@ -55,11 +67,11 @@ def standing(run: Run, key: str, fingerprint: str) -> shards.Commit | None:
 
 
 def render_shard(plan: dict[str, Any], url: str, recipe: Recipe) -> dict[str, Any]:
-    """Render, encode and commit one shard of phantoms; returns what was committed."""
+    """Render, encode and commit one shard of phantoms; returns how many photographs are done."""
     fingerprint = lineage.phantom_fingerprint(recipe, plan["set"])
     done = standing(Run(url), plan["key"], fingerprint)
     if done:
-        return {"key": done.key, "rows": done.rows}
+        return {"done": done.rows}
     part = recipe.ingest.phantoms[plan["set"]]
     seed, px = lineage.phantom_seed(recipe, plan["set"]), recipe.ingest.px
     rows = []
@@ -89,7 +101,7 @@ def render_shard(plan: dict[str, Any], url: str, recipe: Recipe) -> dict[str, An
         )
     table = pa.Table.from_pylist(rows, schema=schema.REAL)
     record = shards.commit(Run(url), plan["key"], table, schema.REAL, fingerprint)
-    return {"key": record.key, "rows": record.rows}
+    return {"done": record.rows}
 
 
 # -- on the driver --------------------------------------------------------------------------------
@@ -111,7 +123,7 @@ def plan_phantoms(recipe: Recipe) -> Iterator[dict[str, Any]]:
             }
 
 
-def portions(count: int, cpus: int, most: int = MOST_SHARDS) -> list[int]:
+def portions(count: int, cpus: int) -> list[int]:
     """How many shards each Ray task takes, in order: large portions first, single shards last.
 
     A task's turn-around leaves its core idle for about .1 s, a third of what drawing a shard of 64 phantoms takes; the
@@ -119,23 +131,40 @@ def portions(count: int, cpus: int, most: int = MOST_SHARDS) -> list[int]:
     """
     sizes = []
     while count:
-        sizes.append(min(most, max(1, count // (2 * cpus))))
+        sizes.append(min(MOST_SHARDS, max(1, count // (2 * cpus))))
         count -= sizes[-1]
     return sizes
 
 
-def map_shards(
-    work: Callable[..., dict[str, Any]], plans: Sequence[Any], *arguments: Any, most: int = MOST_SHARDS
-) -> Iterator[dict[str, Any]]:
-    """Answers of `work(plan, *arguments)` on one CPU each, as their tasks end; up to `most` plans share a Ray task.
+def equal_portions(count: int, cpus: int) -> list[int]:
+    """Two a CPU, for shards that take so little that the turn-around of further tasks would be most of it."""
+    tasks = min(count, max(2 * cpus, -(-count // MOST_QUICK_SHARDS)))
+    return [len(part) for part in np.array_split(np.arange(count), tasks)]
 
-    Raises UserError with what a task refused; shards committed until then stay.
+
+def map_shards(
+    work: Callable[..., dict[str, Any]],
+    plans: Sequence[Any],
+    *arguments: Any,
+    meter: str,
+    portions: Callable[[int, int], list[int]] = portions,
+) -> Iterator[dict[str, Any]]:
+    """Answers of `work(plan, *arguments)` on one CPU each, as their tasks end; `portions` says which share a Ray task.
+
+    An answer's "done" is a number of photographs, which the `meter` adds up. Raises UserError with what a task refused;
+    shards committed until then stay.
     """
     rest = iter(plans)
-    parts = [{"portion": json.dumps(list(islice(rest, size)))} for size in portions(len(plans), session.cpus(), most)]
+    parts = [
+        {"number": number, "portion": json.dumps(list(islice(rest, size)))}
+        for number, size in enumerate(portions(len(plans), session.cpus()))
+    ]
     source = ray.data.from_items(parts, override_num_blocks=len(parts))
     answers = source.map_batches(
-        partial(shard_task, work=work, arguments=arguments), batch_size=None, num_cpus=1, **placement.options()
+        partial(shard_task, work=work, arguments=arguments, meter=meter),
+        batch_size=None,
+        num_cpus=1,
+        **placement.options(),
     )
     for row in answers.iter_rows():
         answer = json.loads(row["answer"])
@@ -164,9 +193,8 @@ def run(recipe: Recipe, out: str | Run) -> dict[str, Any]:
     if todo:
         finished = total - sum(len(plan["indices"]) for plan in todo)
         with session.metered("ingest", total, "photographs") as meter:
-            for answer in map_shards(render_shard, todo, target.url, recipe):
-                finished += answer["rows"]
-                session.report_to(meter, done=finished)
+            session.report_to(meter, **{"done:before": finished})
+            deque(map_shards(render_shard, todo, target.url, recipe, meter=meter), maxlen=0)
     complete(recipe, target)
     from raydr.cluster.audit import write_card  # imports scikit-learn: a second that --help should not wait for
 

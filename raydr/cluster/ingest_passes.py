@@ -21,8 +21,6 @@ from raydr.storage import Run
 
 # Starts of a shard after which its files are tried one by one in processes of their own.
 MAX_STARTS = 2
-# Publishing moves a shard in some ten milliseconds: a few tasks a CPU, or their turn-around would be most of the pass.
-MOST_PUBLISHED = 256
 
 # -- on the nodes ---------------------------------------------------------------------------------
 
@@ -33,7 +31,7 @@ def stage_shard(plan: dict[str, Any], url: str, base: str, px: int, crop: str) -
     dataset = rows[0].dataset
     done = ingest.standing(run, plan["key"], plan["fingerprint"])
     if done:
-        return {"rows": done.rows, "unusable": len(rows) - done.rows}
+        return {"done": len(rows), "unusable": len(rows) - done.rows}
     starts = shards.record_start(run, plan["key"], socket.gethostname())
     clock = terminal.Clock()
     prepared, failures = prepare_rows(rows, base, px, crop, isolated=starts > MAX_STARTS)
@@ -41,7 +39,7 @@ def stage_shard(plan: dict[str, Any], url: str, base: str, px: int, crop: str) -
     table = pa.Table.from_pylist(prepared, schema=STAGED)
     seconds = {"seconds": clock.seconds}
     record = shards.commit(run, plan["key"], table, STAGED, plan["fingerprint"], seconds, sync=False)
-    return {"rows": record.rows, "unusable": len(rows) - record.rows}
+    return {"done": len(rows), "unusable": len(rows) - record.rows}
 
 
 def publish_shard(plan: dict[str, Any], url: str, identity: str) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def publish_shard(plan: dict[str, Any], url: str, identity: str) -> dict[str, An
     done = ingest.standing(run, plan["key"], identity)
     if done:
         drop(run, plan["staged"])
-        return {"rows": done.rows, "listed": plan["listed"]}
+        return {"done": plan["listed"], "rows": done.rows}
     data = run.read(plan["staged"])
     if sha256(data) != plan["sha256"]:
         drop(run, plan["staged"])
@@ -73,7 +71,7 @@ def publish_shard(plan: dict[str, Any], url: str, identity: str) -> dict[str, An
     table = table.append_column("fold", pa.array([rows[image_id][2] for image_id in ids], pa.int8()))
     record = shards.commit(run, plan["key"], table, schema.REAL, identity)
     drop(run, plan["staged"])
-    return {"rows": record.rows, "listed": plan["listed"]}
+    return {"done": plan["listed"], "rows": record.rows}
 
 
 def drop(run: Run, key: str) -> None:
@@ -122,10 +120,10 @@ def stage(target: Run, source: Source, rows: Sequence[Row], numbers: Iterable[in
     finished = total - sum(len(plan["rows"]) for plan in todo)
     px, crop = source.settings["px"], source.settings["crop"]
     with session.metered("ingest", total, "photographs") as meter:
-        for answer in ingest.map_shards(stage_shard, todo, target.url, base, px, crop):
-            finished += answer["rows"] + answer["unusable"]
+        session.report_to(meter, **{"done:before": finished})
+        for answer in ingest.map_shards(stage_shard, todo, target.url, base, px, crop, meter=meter):
             unusable += answer["unusable"]
-            session.report_to(meter, done=finished, text=f"{unusable} unusable" if unusable else "")
+            session.report_to(meter, text=f"{unusable} unusable" if unusable else "")
 
 
 def publish(target: Run, record: Record, base: str) -> int:
@@ -159,8 +157,9 @@ def publish(target: Run, record: Record, base: str) -> int:
             }
         )
     finished, added = source.num_listed - sum(plan["listed"] for plan in plans), 0
+    quick = ingest.equal_portions
     with session.metered("publish", source.num_listed, "photographs") as meter:
-        for answer in ingest.map_shards(publish_shard, plans, target.url, identity, most=MOST_PUBLISHED):
-            finished, added = finished + answer["listed"], added + answer["rows"]
-            session.report_to(meter, done=finished)
+        session.report_to(meter, **{"done:before": finished})
+        for answer in ingest.map_shards(publish_shard, plans, target.url, identity, meter=meter, portions=quick):
+            added += answer["rows"]
     return added

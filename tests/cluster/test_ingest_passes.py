@@ -1,13 +1,15 @@
 """Shards of an ingest's two passes, without Ray: what a lost worker or a power cut leaves is gone on from."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fundus.trees import photograph, write
 
 from raydr import schema, shards
-from raydr.cluster import audit, ingest, ingest_passes
-from raydr.errors import IdentityMismatch
+from raydr.cluster import audit, ingest, ingest_passes, session
+from raydr.errors import IdentityMismatch, UserError
 from raydr.storage import Run
 
 
@@ -20,6 +22,29 @@ def test_portions_hold_every_shard_and_end_small(count, cpus) -> None:
     # The last one to finish holds the others up by one shard, and the first ones are long enough to hide their start.
     assert sizes[-1] == 1
     assert len(sizes) <= max(4 * cpus, count / ingest.MOST_SHARDS) + 8 * cpus
+
+
+@pytest.mark.parametrize(
+    ("count", "cpus", "tasks"), [(1, 2, 1), (16, 2, 4), (625, 2, 4), (5000, 2, 20), (100, 64, 100)]
+)
+def test_quick_shards_share_a_few_tasks(count, cpus, tasks) -> None:
+    sizes = ingest.equal_portions(count, cpus)
+    assert (sum(sizes), len(sizes)) == (count, tasks)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_task_tells_its_progress_shard_by_shard_and_a_users_mistake_as_a_sentence(monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(session, "report_to", lambda meter, **values: told.append((meter, values)))
+
+    def work(plan, unit):
+        if plan == 2:
+            raise UserError("mend it")
+        return {"done": unit * plan}
+
+    answers = ingest.shard_task({"number": [7], "portion": ["[1, 2, 3]"]}, work, (10,), "bar")["answer"]
+    assert [json.loads(answer) for answer in answers] == [{"done": 10}, {"refused": "mend it"}, {"done": 30}]
+    assert told == [("bar", {"done:7": 10}), ("bar", {"done:7": 40})]
 
 
 def staged_plan(tmp_path) -> tuple[str, dict, dict]:
@@ -38,10 +63,10 @@ def test_a_task_that_is_run_again_leaves_what_it_has_done(tmp_path, monkeypatch)
     """Several shards share a task: when its worker is lost on the second one, the first is there already."""
     url, plan, later = staged_plan(tmp_path)
     monkeypatch.setattr(ingest_passes, "prepare_rows", lambda *_, **__: pytest.fail("read twice"))
-    assert ingest_passes.stage_shard(plan, url, "/nowhere", 64, "circle") == {"rows": 1, "unusable": 0}
+    assert ingest_passes.stage_shard(plan, url, "/nowhere", 64, "circle") == {"done": 1, "unusable": 0}
     first = ingest_passes.publish_shard(later, url, "identity")
     # The staged shard is gone by now.
-    assert ingest_passes.publish_shard(later, url, "identity") == first == {"rows": 1, "listed": 1}
+    assert ingest_passes.publish_shard(later, url, "identity") == first == {"done": 1, "rows": 1}
     with pytest.raises(IdentityMismatch):
         ingest_passes.publish_shard(later, url, "other")
     (row,) = shards.read(Run(url), "real", schema.REAL).to_pylist()
