@@ -193,7 +193,8 @@ def run(recipe: Recipe, out: str | Run) -> dict[str, Any]:
     if todo:
         finished = total - sum(len(plan["indices"]) for plan in todo)
         with session.metered("ingest", total, "photographs") as meter:
-            session.report_to(meter, **{"done:before": finished})
+            before: dict[str, Any] = {"done:before": finished}
+            session.report_to(meter, **before)
             deque(map_shards(render_shard, todo, target.url, recipe, meter=meter), maxlen=0)
     complete(recipe, target)
     from raydr.cluster.audit import write_card  # imports scikit-learn: a second that --help should not wait for

@@ -120,7 +120,8 @@ def stage(target: Run, source: Source, rows: Sequence[Row], numbers: Iterable[in
     finished = total - sum(len(plan["rows"]) for plan in todo)
     px, crop = source.settings["px"], source.settings["crop"]
     with session.metered("ingest", total, "photographs") as meter:
-        session.report_to(meter, **{"done:before": finished})
+        before: dict[str, Any] = {"done:before": finished}
+        session.report_to(meter, **before)
         for answer in ingest.map_shards(stage_shard, todo, target.url, base, px, crop, meter=meter):
             unusable += answer["unusable"]
             session.report_to(meter, text=f"{unusable} unusable" if unusable else "")
@@ -159,7 +160,8 @@ def publish(target: Run, record: Record, base: str) -> int:
     finished, added = source.num_listed - sum(plan["listed"] for plan in plans), 0
     quick = ingest.equal_portions
     with session.metered("publish", source.num_listed, "photographs") as meter:
-        session.report_to(meter, **{"done:before": finished})
+        before: dict[str, Any] = {"done:before": finished}
+        session.report_to(meter, **before)
         for answer in ingest.map_shards(publish_shard, plans, target.url, identity, meter=meter, portions=quick):
             added += answer["rows"]
     return added

@@ -1,4 +1,8 @@
-"""EyePACS (Kaggle 2015): `train/{id}_{left,right}.jpeg` and `trainLabels.csv`."""
+"""EyePACS (Kaggle 2015): `train/{id}_{left,right}.jpeg` and `trainLabels.csv`.
+
+Some eyes lie upside down, and nothing in the files says which: they stay as published, and copies of them are found
+however they lie (`phash.ORIENTATIONS`).
+"""
 
 import re
 from collections.abc import Mapping, Sequence
