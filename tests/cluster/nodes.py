@@ -20,7 +20,7 @@ from pathlib import Path
 import raydr
 
 HOLD = """
-import socket, sys, time
+import contextlib, socket, sys, time
 import psutil
 from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
@@ -43,14 +43,18 @@ nodes = [cluster.add_node(**sizes(cpus)) for _ in range(num_nodes)]
 agent = cluster.head_node._ray_params.dashboard_agent_listen_port
 print(cluster.webui_url, cluster.address, agent, flush=True)
 
+def titles(node):
+    found = []
+    try:  # the raylet, or any of its workers, may end while it is asked
+        for worker in psutil.Process(node.all_processes["raylet"][0].process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                found.append(" ".join(worker.cmdline()))
+    except psutil.Error:
+        pass
+    return found
+
 def works_on(node, title):
-    for worker in psutil.Process(node.all_processes["raylet"][0].process.pid).children():
-        try:
-            if title in " ".join(worker.cmdline()):
-                return True
-        except psutil.Error:
-            continue
-    return False
+    return any(title in each for each in titles(node))
 
 for line in sys.stdin:
     verb, *rest = line.split()
@@ -64,9 +68,7 @@ for line in sys.stdin:
             victim = next((node for node in nodes if works_on(node, title)), None)
             time.sleep(0.1)
         if victim is None:
-            titles = [" ".join(worker.cmdline()) for node in nodes
-                      for worker in psutil.Process(node.all_processes["raylet"][0].process.pid).children()]
-            print("none,", "only", titles, flush=True)
+            print("none,", "only", [titles(node) for node in nodes], flush=True)
             continue
         time.sleep(seconds)
         busy = works_on(victim, title)

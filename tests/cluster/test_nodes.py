@@ -10,7 +10,7 @@ from nodes import several
 from raydr import schema, shards
 from raydr.storage import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TABLES = (
     ("real", schema.REAL, ["image_id", "split", "grade", "sha256"]),
@@ -47,7 +47,7 @@ def test_a_node_dies_in_every_stage_of_a_job(finished_run, tmp_path):
             for title, seconds in WORK.values():
                 died.append(nodes.kill(title, seconds, patience=240))
                 nodes.add()
-            said, _ = job.communicate(timeout=300)
+            said, _ = job.communicate(timeout=400)
         except (AssertionError, subprocess.TimeoutExpired) as error:
             job.kill()
             raise AssertionError(f"{error}\n{job.communicate()[0]}") from None
