@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -27,6 +28,8 @@ CALLERS = ("StreamingExecutor-", "iter_threaded", "ray-data-metadata-prefetch", 
 CALLERS_END_SECONDS = 30.0
 # What Ray says, in a plain Exception, when its own processes take longer than 30 s.
 TOO_SLOW = "timed out during startup"
+# What Ray's C++ writes to stderr as soon as it reads RAY_BACKEND_LOG_LEVEL, whatever the level.
+GREETING = b"Set ray log level from environment variable"
 
 
 @contextmanager
@@ -52,7 +55,8 @@ def session(shape: Shape) -> Iterator[None]:
     }
     if address and address != "local":
         try:
-            ray.init(address=address, **options)
+            with _without_greeting():
+                ray.init(address=address, **options)
         except (ConnectionError, RuntimeError) as error:
             raise UserError(
                 f"No Ray cluster answers at {address} ({error}): start it, or leave the address out"
@@ -62,7 +66,7 @@ def session(shape: Shape) -> Iterator[None]:
         num_cpus = shape.num_cpus or max(2, os.cpu_count() or 2)
         temp = os.environ.get("RAYDR_RAY_TEMP")
         try:
-            with _on_loopback():
+            with _on_loopback(), _without_greeting():
                 ray.init(
                     address="local", num_cpus=num_cpus, include_dashboard=shape.dashboard, _temp_dir=temp, **options
                 )  # fmt: skip
@@ -110,6 +114,27 @@ def _on_loopback() -> Iterator[None]:
         os.environ.pop(name)
         if said is not None:
             os.environ[name] = said
+
+
+@contextmanager
+def _without_greeting() -> Iterator[None]:
+    """What is written to stderr inside, by C++ too, comes out at the end of the block but for Ray's line GREETING.
+
+    It would be the second line of every run.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            with open(2, "wb", closefd=False) as stderr:
+                stderr.writelines(line for line in file if GREETING not in line)
 
 
 def await_callers(seconds: float = CALLERS_END_SECONDS) -> list[str]:

@@ -1,7 +1,10 @@
+import os
 import subprocess
 import sys
 import threading
 import time
+
+import pytest
 
 from raydr.cluster import session
 
@@ -40,3 +43,19 @@ def test_the_end_of_a_session_waits_for_threads_that_call_ray():
 def test_a_thread_inside_a_call_of_rays_does_not_end_the_process(ray_temp):
     done = subprocess.run([sys.executable, "-c", STRAGGLER], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout.split()) == (0, ["answered", "over"]), done.stderr
+    assert "log level" not in done.stderr
+
+
+def test_only_ray_s_line_about_its_log_level_is_dropped(capfd):
+    """Whoever writes it: C++ knows nothing of sys.stderr."""
+    greeting = b"[2026 I 1 1] logging.cc:303: " + session.GREETING + b" RAY_BACKEND_LOG_LEVEL to 3\n"
+
+    def write():
+        with session._without_greeting():
+            os.write(2, b"first\n" + greeting + b"an error\n")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "first\nan error\nafter\n"
