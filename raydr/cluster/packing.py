@@ -57,10 +57,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Kind:
-    """A node type of the autoscaler, of which `most` more nodes may come."""
+    """A node type of the autoscaler, of which `most` more nodes may come; of all types `together`, its max_workers."""
 
     node: Node
     most: int
+    together: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,20 @@ class _Room:
 def pack(pools: Sequence[Pool], nodes: Sequence[Node], kinds: Sequence[Kind] = (), wanted: bool = False) -> Packing:
     """Place the least (or with `wanted` the wanted) workers of all pools at once, largest first, best fit.
 
-    `kinds` are used, smallest first, only for what does not fit on `nodes`. This is a heuristic as Ray's own: a
-    packing that it finds is one, and what it leaves over may in rare cases fit.
+    `kinds` are used, smallest first, only for what does not fit on `nodes`; largest first where so few nodes may come
+    that more fits. This is a heuristic as Ray's own: a packing that it finds is one, and what it leaves over may in
+    rare cases fit.
     """
+    order = sorted(kinds, key=lambda kind: (kind.node.gpus, kind.node.cpus))
+    found = _pack(pools, nodes, order, wanted)
+    if not found.left:
+        return found
+    other = _pack(pools, nodes, order[::-1], wanted)
+    return min(found, other, key=lambda packing: sum(packing.left.values()))
+
+
+def _pack(pools: Sequence[Pool], nodes: Sequence[Node], kinds: Sequence[Kind], wanted: bool) -> Packing:
+    """`pack` with new nodes of the first of `kinds` that will do."""
     rooms = [_Room(node) for node in nodes]
     bring: Counter[str] = Counter()
     left: Counter[str] = Counter()
@@ -128,10 +140,10 @@ def pack(pools: Sequence[Pool], nodes: Sequence[Node], kinds: Sequence[Kind] = (
 
 
 def _grow(pool: Pool, rooms: list[_Room], kinds: Sequence[Kind], bring: Counter[str]) -> bool:
-    """Add the smallest node that can hold one worker of `pool`, if one may still come."""
-    for kind in sorted(kinds, key=lambda kind: (kind.node.gpus, kind.node.cpus)):
+    """Add the first node that can hold one worker of `pool`, if one may still come."""
+    for kind in kinds:
         room = _Room(kind.node)
-        if bring[kind.node.name] < kind.most and room.take(pool):
+        if bring[kind.node.name] < kind.most and bring.total() < kind.together and room.take(pool):
             rooms.append(room)
             bring[kind.node.name] += 1
             return True
@@ -148,6 +160,9 @@ def infeasible(stage: str, pools: Sequence[Pool], nodes: Sequence[Node], kinds: 
     beside = f" beside {' and '.join(others)}" if others else ""
     there = _listed([node.holds() for node in nodes]) or "no node"
     could = "; the autoscaler may bring " + _listed([f"{k.node.holds()}" for k in kinds for _ in range(k.most)])
+    together = min((kind.together for kind in kinds), default=math.inf)
+    if together < sum(kind.most for kind in kinds):
+        could += f", {together:g} of them at most"
     return (
         f"{stage} cannot start: {left[pool.name]} of its {pool.least} {pool.name} ({pool.each()} each){beside} fit "
         f"nowhere on {there}{could if kinds else ''}: choose another --shape or accelerator, lower its numbers "

@@ -187,17 +187,18 @@ def add_source(recipe: Recipe, out: str | Run, request: "Request", shape: Shape 
 
 def _stage(recipe: Recipe, target: Run, shape: Shape, stage: str) -> dict[str, Any]:
     """One stage: skipped when finished, else run, measured, recorded and summed up in a line."""
-    from raydr.cluster import telemetry
+    from raydr.cluster import preflight, telemetry
 
     record = finished(recipe, target, stage)
     if record:
         terminal.line(stage, "finished before")
         return record
-    begin(target, stage)
     module = importlib.import_module(f"raydr.cluster.{stage}")
     # Synthesis has a budget, so its quota actor counts, and knows the images.
     keep = None if stage == "synthesize" else spending.keeper(target, stage)
     with telemetry.measured(stage, table=prices.load(shape.prices), keep=keep) as usage:
+        preflight.begin(recipe, target, shape, stage)  # before the mark that fixes what a smaller batch would change
+        begin(target, stage)
         summary = module.run(recipe, target) if stage == "ingest" else module.run(recipe, target, shape)
     return _keep_record(recipe, target, stage, summary, usage, complete=not summary.get("failed"))
 

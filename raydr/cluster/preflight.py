@@ -69,7 +69,10 @@ def read_nodes(listed: Sequence[Mapping[str, Any]]) -> list[Node]:
 
 
 def read_kinds(config: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> list[Kind]:
-    """The worker types of a cluster configuration (cluster.yaml's keys), with how many more nodes may come."""
+    """The worker types of a cluster configuration (cluster.yaml's keys), with how many more nodes may come.
+
+    max_workers of the whole configuration counts the living workers of all types together.
+    """
     groups = [node["Labels"].get(GROUP) for node in listed if node["Alive"]]
     total = config.get("max_workers", 2) - max(0, sum(group is not None for group in groups) - 1)
     found = []
@@ -79,7 +82,7 @@ def read_kinds(config: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -
         device = next((key.removeprefix(placement.ACCELERATOR) for key in has if placement.ACCELERATOR in key), "")
         if name != config.get("head_node_type") and most > 0:
             memory = has.get("memory", math.inf)
-            found.append(Kind(Node(name, has.get("CPU", 0), has.get("GPU", 0), memory, device), most))
+            found.append(Kind(Node(name, has.get("CPU", 0), has.get("GPU", 0), memory, device), most, total))
     return found
 
 
@@ -119,7 +122,7 @@ def check(recipe: Recipe, target: Run, shape: Shape, stages: Sequence[str]) -> N
             told = needs(stage, wanted, nodes, kinds)
             if told:
                 terminal.note(told)
-    devices = sorted({node.accelerator for node in nodes if node.gpus and node.accelerator})
+    devices = _devices(nodes)
     if not shape.accelerator and shape.generator_gpus and "synthesize" in stages and len(devices) > 1:
         terminal.note(
             f"generators will run on {' and '.join(devices)}: pixels are bit-equal on one type only, "
@@ -130,3 +133,22 @@ def check(recipe: Recipe, target: Run, shape: Shape, stages: Sequence[str]) -> N
         staging.prepare(recipe.finetune.base, recipe.finetune.revision, target, coming)
     if any(node.gpus for node in nodes):
         trial.check(recipe, target, shape, stages, [shape.accelerator] if shape.accelerator else devices or [""])
+
+
+def _devices(nodes: Sequence[Node]) -> list[str]:
+    """The types of GPU on `nodes`, by Ray's names."""
+    return sorted({node.accelerator for node in nodes if node.gpus and node.accelerator})
+
+
+def begin(recipe: Recipe, target: Run, shape: Shape, stage: str) -> None:
+    """The trial batch of `stage` as it begins, on each type of GPU that has come since `check`; UserError if it fails.
+
+    On a cluster that starts from nothing no GPU was there before. Then one node is waited for, which the stage would
+    wait for too, instead of learning from all of them at once that a batch does not fit.
+    """
+    if not trial.gpu_share(shape, stage):
+        return
+    nodes = read_nodes(ray.nodes())
+    if not any(node.gpus for node in nodes):
+        terminal.note(f"{stage}: one batch is tried first, when a node with a GPU has come")
+    trial.check(recipe, target, shape, [stage], [shape.accelerator] if shape.accelerator else _devices(nodes) or [""])

@@ -153,14 +153,18 @@ def refusal(stage: str, outcome: Outcome, recipe: Recipe, share: float) -> str |
     return f"{stage}: {what} at {recipe.finetune.px} px do not fit in {of} ({took}): {advice}, or take a larger GPU"
 
 
+def gpu_share(shape: Shape, stage: str) -> float:
+    """GPUs of one worker of a stage that a GPU's memory decides; 0 for the others."""
+    return {"synthesize": shape.generator_gpus, "finetune": shape.train_gpus}.get(stage, 0.0)
+
+
 def check(recipe: Recipe, target: Run, shape: Shape, stages: Sequence[str], devices: Sequence[str]) -> None:
     """Try the stages that a GPU's memory decides on one GPU of each of `devices`, once a run; UserError if one fails.
 
     `devices` are Ray's accelerator types ("" = any). What was tried is kept in the run and not tried again.
     """
-    shares = {"synthesize": shape.generator_gpus, "finetune": shape.train_gpus}
-    for stage in (stage for stage in stages if stage in WORK and shares[stage]):
-        share = shares[stage]
+    for stage in (stage for stage in stages if gpu_share(shape, stage)):
+        share = gpu_share(shape, stage)
         for device in devices:
             config = lineage.inside(recipe, stage), recipe.finetune.px, recipe.finetune.base
             key = f"cache/trials/{stage}-{fingerprint(stage, config, share, device)}.json"

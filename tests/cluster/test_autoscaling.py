@@ -58,7 +58,7 @@ def configuration(gcs):
         },
     }  # fmt: skip
     return {
-        "cluster_name": "fake", "max_workers": 3, "idle_timeout_minutes": 0.15, "upscaling_speed": 4.0,
+        "cluster_name": "fake", "max_workers": 3, "idle_timeout_minutes": 0.5, "upscaling_speed": 4.0,
         # Under its own name ("fake_multinode") Ray asks for a file of defaults that its wheel does not hold.
         "provider": {
             "type": "external", "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
@@ -159,7 +159,7 @@ def test_synthesis_scales_from_nothing_and_back(finished_run, tmp_path):
         assert job.returncode == 0, said + logs[-5000:]
         assert "the autoscaler must bring 2 x generate (1 CPU, 1 GPU)" in " ".join(said.split())
         assert seen == {0: 1, 1: 2}, "one head, two generate nodes, and never a train node"
-        # Idle for 9 s, both go; but what Ray Data asked of the autoscaler holds them for up to 180 s after its end.
+        # Idle for 30 s, both go; but what Ray Data asked of the autoscaler holds them for up to 180 s after its end.
         wait_for(lambda: alive(url) == {0: 1}, 240, lambda: str(all_nodes(url)))
         ever = Counter(all_nodes(url))
         assert ever == {("ALIVE", 0): 1, ("DEAD", None): 2}, "a node was launched more than once"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from raydr import recipes
-from raydr.cluster import placement, preflight, trial
+from raydr.cluster import pipeline, placement, preflight, trial
 from raydr.cluster.packing import Kind, Node, Pool, infeasible, needs, pack
 from raydr.errors import UserError
 from raydr.shapes import SHAPES, Shape
@@ -116,11 +116,16 @@ def test_the_shape_cluster_fits_what_cluster_yaml_may_bring():
     running = [*head, *(listed(letter, **{preflight.GROUP: "generate"}) for letter in "bcd")]
     left = {kind.node.name: kind.most for kind in preflight.read_kinds(config, running)}
     assert left["generate"] == 5
-    twelve = dataclasses.replace(shape, train_workers=12)
-    refused = infeasible("finetune", preflight.pools(recipe, twelve, "finetune"), nodes, kinds)
-    assert refused is None  # 2 train nodes of 4 and the generate nodes
-    forty = dataclasses.replace(shape, train_workers=60)
-    assert "finetune cannot start" in infeasible("finetune", preflight.pools(recipe, forty, "finetune"), nodes, kinds)
+    # 24 nodes in all, of which 2 have 4 GPUs: 30 ranks are the most, though the types' own limits add up to 40.
+    for ranks, fits in ((12, True), (30, True), (31, False), (40, False)):
+        pools = preflight.pools(recipe, dataclasses.replace(shape, train_workers=ranks), "finetune")
+        assert (infeasible("finetune", pools, nodes, kinds) is None) == fits, ranks
+    assert ", 24 of them at most: choose" in infeasible("finetune", pools, nodes, kinds)
+    assert sum(pack(pools, nodes, kinds).bring.values()) == 24
+    # Workers of any type that run already take of the 24.
+    left = preflight.read_kinds(config, running)
+    assert {kind.together for kind in left} == {21}
+    assert sum(pack(pools, nodes, left).bring.values()) == 21
 
 
 def test_where_an_autoscaler_says_what_it_may_bring(tmp_path, monkeypatch):
@@ -132,7 +137,7 @@ def test_where_an_autoscaler_says_what_it_may_bring(tmp_path, monkeypatch):
     config = {"head_node_type": "head", "max_workers": 3, "available_node_types": {
         "head": {"resources": {"CPU": 2}}, "g": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 9}}}  # fmt: skip
     (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(config))
-    assert preflight.node_kinds(head) == [Kind(Node("g", 4, 1), 3)]
+    assert preflight.node_kinds(head) == [Kind(Node("g", 4, 1), 3, 3)]
     (tmp_path / "other.yaml").write_text("[1, 2")
     monkeypatch.setenv("RAYDR_CLUSTER_YAML", str(tmp_path / "other.yaml"))
     with pytest.raises(UserError, match="no cluster configuration"):
@@ -258,3 +263,47 @@ def test_a_trial_is_made_once_a_run_and_device(monkeypatch, tmp_path, capsys):
         with pytest.raises(UserError, match="Tesla T4"):
             trial.check(recipe, run, shape, ["synthesize"], ["L4", "T4"])
     assert asked.count(("synthesize", 1.0, "T4")) == 4
+
+
+def test_a_stage_that_begins_without_a_gpu_waits_for_one_and_tries_a_batch(monkeypatch, tmp_path, capsys):
+    """cluster.yaml starts at zero, so that `check` found no GPU to try one on."""
+    recipe, run, asked, there = recipes.named("debug"), Run(str(tmp_path)), [], [listed("a")]
+    answer = trial.Outcome("NVIDIA L4", 25 << 30, 20 << 30, False)
+
+    def ask(recipe, target, stage, share, device):
+        asked.append((stage, share, device))
+        return answer
+
+    monkeypatch.setattr(trial, "_ask", ask)
+    monkeypatch.setattr(preflight.ray, "nodes", lambda: there)
+    shape = Shape(generator_gpus=0.5)
+    preflight.begin(recipe, run, shape, "sweep")
+    preflight.begin(recipe, run, Shape(), "synthesize")
+    assert asked == []
+    with pytest.raises(UserError, match="synthesize: a batch of 4 images at 32 px do not fit"):
+        preflight.begin(recipe, run, shape, "synthesize")
+    assert asked == [("synthesize", 0.5, "")]
+    assert "one batch is tried first, when a node with a GPU has come" in " ".join(capsys.readouterr().out.split())
+    there.append(listed("b", resources={"GPU": 1.0, "accelerator_type:L4": 1.0}))
+    answer = dataclasses.replace(answer, peak=5 << 30, fits=True)
+    for _ in range(2):
+        preflight.begin(recipe, run, shape, "synthesize")
+    assert asked[1:] == [("synthesize", 0.5, "L4")]
+    assert "when a node" not in capsys.readouterr().out
+
+
+def test_no_stage_runs_when_its_batch_does_not_fit(monkeypatch, tmp_path):
+    """Through the pipeline: the refusal comes after the stage before it, which may be what brought the nodes."""
+    recipe, run = recipes.named("debug"), Run(str(tmp_path))
+    pipeline.open_run(recipe, run)
+    begun = []
+
+    def refuse(recipe, target, shape, stage):
+        begun.append(stage)
+        raise UserError("does not fit")
+
+    monkeypatch.setattr(preflight, "begin", refuse)
+    with pytest.raises(UserError, match="does not fit"):
+        pipeline._stage(recipe, run, Shape(), "synthesize")
+    assert begun == ["synthesize"]
+    assert run.read_json("recipe.json")["begun"] == []  # so that the smaller batch is no other run
