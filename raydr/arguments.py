@@ -79,9 +79,12 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--port", type=int, default=8266, help="port (default: 8266)")
     job = command("submit", "send a command to a Ray cluster as a job, once, and follow it")
     job.usage = "raydr submit COMMAND [--address URL] [--resume] [the command's own options]"
-    job.epilog = "Without --shape a stage takes --shape cluster. The same command again follows the job that runs."
+    job.epilog = (
+        "COMMAND is a stage, run, demo, or one about a run that is there (see `raydr --help`). Without --shape it "
+        "takes --shape cluster. The same command again follows the job that runs."
+    )
     job.add_argument("-h", "--help", action="help", help="show this and exit")
-    job.add_argument("job", metavar="COMMAND", help="run, ingest, ensemble, finetune, synthesize, sweep, report, ...")
+    job.add_argument("job", metavar="COMMAND", help="run, ingest, synthesize, sweep, report, rescore, select, ...")
     job.add_argument("--address", metavar="URL", help="Ray's Jobs API (default: RAY_ADDRESS, http://127.0.0.1:8265)")
     job.add_argument("--resume", action="store_true", help="send it again though its last job has ended")
     doctor = command("doctor", "what is wrong with this machine or a cluster, and what will be slow")
@@ -118,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--against", metavar="FILE", help="an earlier --json: say what moved beyond noise")
     bench.add_argument("--quick", action="store_true", help="one small pair a stage: a smoke test, not a measurement")
     bench.add_argument("--work", metavar="DIR", help="where to measure (default: a temporary folder, removed)")
-    base = command("base", "build the small phantom base from nothing (about an hour on 2 cores; resumes)")
+    base = command("base", "build the small phantom base from nothing (about two hours on 2 cores; resumes)")
     base.add_argument("-h", "--help", action="help", help="show this and exit")
     base.add_argument("name", choices=["phantom"])
     base.add_argument("--to", required=True, metavar="FOLDER", help="where the diffusers folder goes")

@@ -155,7 +155,8 @@ def shape_help(name: str) -> None:
 
 
 def submit(options: Any, fields: list[str], known: argparse.ArgumentParser) -> int:
-    """Check a stage's options here, so that a typo costs no upload; then send the command."""
+    """Check a command's options here, so that a typo costs no upload; then send it."""
+    there = argparse.Namespace()
     if options.job in ("run", "demo", *STAGES):
         there, changes = known.parse_known_args([options.job, *fields])
         _, changes = shape_of(there.shape, changes)
@@ -165,9 +166,14 @@ def submit(options: Any, fields: list[str], known: argparse.ArgumentParser) -> i
             from raydr import recipes
 
             override(recipes.named(there.recipe), options.job, changes)
-        if not any(item.split("=")[0] == "--shape" for item in fields):
-            fields = [*fields, "--shape", "cluster"]
     from raydr.cluster import submit as jobs
+
+    if options.job in jobs.ABOUT:
+        there = known.parse_args([options.job, *fields])
+        fields.remove(there.out)
+        fields = [there.out, *fields]  # first, where no option's value can be taken for it
+    if "shape" in there and not any(item.split("=")[0] == "--shape" for item in fields):
+        fields = [*fields, "--shape", "cluster"]
 
     return jobs.run(options.job, fields, options.address, options.resume)
 

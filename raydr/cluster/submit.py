@@ -31,8 +31,12 @@ from raydr.identity import fingerprint
 from raydr.storage import Run
 
 STAGES = ("run", "demo", "ingest", "ensemble", "finetune", "synthesize", "sweep")
-# These take OUT without a name.
-ABOUT = ("report", "audit", "status", "verify", "repair")
+# About a run that is there: these take OUT without a name, and are done anew each time they are asked for.
+ABOUT = (
+    "report", "audit", "status", "verify", "repair", "stop", "select", "quality", "rescore", "evaluate", "gc",
+)  # fmt: skip
+# Files that a command makes beside the run.
+RESULTS = ("--to", "--figures", "--pictures")
 ADDRESS = "http://127.0.0.1:8265"
 # Each lists every ignore file that it meets, or says that a log has ended.
 NOISY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env")
@@ -46,10 +50,11 @@ LOST = (OSError, aiohttp.ClientError, asyncio.TimeoutError, RuntimeError)
 def run(stage: str, argv: Sequence[str], address: str | None = None, resume: bool = False) -> int:
     """Submit `raydr STAGE *argv`, print its log until it ends; returns the exit code of `raydr` there (0, 1 or 2).
 
-    `resume` submits again where the last job of this identity has ended, well or badly. Raises UserError
-    where nobody answers at `address`, the token is refused, or the last job failed and `resume` is not set.
+    `resume` submits again where the last job of this identity has ended, well or badly; so does a command about a run.
+    Raises UserError where nobody answers at `address`, the token is refused, or the last job failed and `resume` is
+    not set.
     """
-    name = submission_id(stage, argv)
+    name, resume = submission_id(stage, argv), resume or stage in ABOUT
     client = connect(address)
     last = last_attempt(client, name)
     if last is not None and last.status.is_terminal() and not resume:
@@ -84,7 +89,10 @@ def submission_id(stage: str, argv: Sequence[str]) -> str:
     Raises UserError for an unknown command, or an --out that would end with the job's own working folder.
     """
     if stage not in (*STAGES, *ABOUT, "doctor"):
-        raise UserError(f"raydr submit does not send {stage!r}: name one of {', '.join((*STAGES, *ABOUT))}")
+        raise UserError(
+            f"raydr submit does not send {stage!r}: name one of {', '.join((*STAGES, *ABOUT))}, or type it without "
+            "submit, it needs no cluster"
+        )
     options: dict[str, list[str]] = {}
     key = ""
     for item in argv:
@@ -97,13 +105,14 @@ def submission_id(stage: str, argv: Sequence[str]) -> str:
     places = options.get("" if stage in ABOUT else "--out", [])
     if not places and stage != "doctor":
         raise UserError("--out is missing: name a bucket (s3://bucket/run), or a path on storage that all nodes share")
-    for k, out in enumerate(places):
-        if "://" not in out and not os.path.isabs(out):
-            raise UserError(
-                f"--out {out} is relative and would vanish with the job's folder: name a bucket (s3://bucket/run), or "
-                "an absolute path on storage that all nodes share"
-            )
-        places[k] = Run(out).url
+    for option, paths in (("--out", places), *((name, options.get(name, [])) for name in RESULTS)):
+        for k, path in enumerate(paths):
+            if "://" not in path and not os.path.isabs(path):
+                raise UserError(
+                    f"{option} {path} is relative and would vanish with the job's folder: name a bucket "
+                    "(s3://bucket/run), or an absolute path on storage that all nodes share"
+                )
+            paths[k] = Run(path).url
     return f"raydr-{stage}-{fingerprint(stage, options)}"
 
 

@@ -53,8 +53,36 @@ def test_an_output_that_would_vanish_with_the_job_is_refused():
     with pytest.raises(UserError, match="--out is missing"):
         submit.submission_id("demo", [])
     assert submit.submission_id("report", ["/shared/a"]) == submit.submission_id("report", ["/shared/b/../a/"])
-    with pytest.raises(UserError, match="does not send 'watch'"):
+    with pytest.raises(UserError, match="--to set is relative and would vanish"):
+        submit.submission_id("select", ["/shared/a", "--to", "set"])
+    with pytest.raises(UserError, match=r"does not send 'watch'.*without submit"):
         submit.submission_id("watch", ["/shared/a"])
+
+
+@pytest.mark.parametrize("command", submit.ABOUT)
+def test_every_command_about_a_run_can_be_a_job(command, monkeypatch, capsys):
+    more = {"rescore": ["--ensemble", "/shared/m"], "evaluate": ["--on", "idrid"], "gc": ["--yes"]}.get(command, [])
+    monkeypatch.setattr(submit, "connect", lambda address: Flaky([]))
+    sent = []
+    monkeypatch.setattr(submit, "_send", lambda client, name, stage, argv: sent.append((name, argv)))
+    for typed in (["s3://bucket/run", *more], [*more, "s3://bucket/run/"]):
+        if command == "evaluate" and typed[0] == "--on":  # takes any number of names, so OUT comes first
+            continue
+        assert cli.main(["submit", command, *typed]) == 0
+    names, arguments = {name for name, _ in sent}, sent[0][1]
+    assert len(names) == 1
+    shaped = ["--shape", "cluster"] if command in ("rescore", "evaluate") else []
+    assert arguments == ["s3://bucket/run", *more, *shaped]
+    cli.parser().parse_args([command, *arguments])
+
+
+def test_what_is_asked_of_a_run_is_asked_anew(monkeypatch, capsys):
+    """Unlike a stage, whose finished job is not sent again."""
+    name = submit.submission_id("status", ["s3://bucket/run"])
+    client = Flaky([], [details(name, JobStatus.SUCCEEDED)])
+    monkeypatch.setattr(submit, "connect", lambda address: client)
+    assert cli.main(["submit", "status", "s3://bucket/run"]) == 0
+    assert [job for job, _ in client.sent] == [f"{name}-2"]
 
 
 def test_a_typo_is_found_before_anything_is_sent(capsys):
