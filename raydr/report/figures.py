@@ -140,7 +140,7 @@ def histogram(group: dict[str, Any], stops: list[float], band: list[float], key:
         tag("g", *bars, class_="bars"),
         tag("g", *bars, class_="bars inside", clip_path=f"url(#clip-{key})"),
         tag("line", x1=scale.x(0), x2=scale.x(1), y1=top + height, y2=top + height, class_="axis"),
-        text(f"{most}", x=scale.x(0), y=top - 2, class_="tick"),
+        text(f"{most} image{'' if most == 1 else 's'}", x=scale.x(0), y=top - 2, class_="tick"),
     ]
     for tick, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1, "end")):
         parts.append(text(f"{tick:g}", x=scale.x(tick), y=top + height + 15, class_="tick", text_anchor=anchor))
@@ -184,7 +184,7 @@ def curves(lines: list[dict[str, Any]], label: str, from_zero: bool = False) -> 
     steps = [step for line in lines for step, _ in line["points"]]
     values = [value for line in lines for _, value in line["points"]]
     across, up = Scale(min(steps), max(max(steps), min(steps) + 1), margin=0), around(values)
-    if from_zero:
+    if from_zero or up.low < 0 <= min(values):  # the margin of what cannot be negative must not be either
         up = Scale(0.0, up.high)
     height, shapes = 120, []
     for line in lines:

@@ -167,6 +167,8 @@ def _emphasised(sentence: str) -> Markup:
     if not colon:
         return escape(sentence)
     number, bracket, rest = after.partition(" (")
+    if number[:1] in "+−0123456789":  # a number stays on one line; a phone is narrower than some words
+        number = number.replace(" ", "\u00a0")
     return Markup("{}: <strong>{}</strong>{}{}").format(before, number, bracket, rest)
 
 

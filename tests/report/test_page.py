@@ -258,7 +258,7 @@ def test_histogram_bars_count_every_usable_score(rendered):
     results = rendered[1]
     group = results["scores"]["groups"][0]
     drawn = str(figures.histogram(group, results["scores"]["stops"], [0.7, 0.9], "k"))
-    most = int(re.search(r'class="tick">(\d+)<', drawn)[1])
+    most = int(re.search(r'class="tick">(\d+) images<', drawn)[1])
     heights = [float(h) for h in re.findall(r'<rect x="[\d.]+%" y="[\d.]+" width="[\d.]+%" height="([\d.]+)"', drawn)]
     # Bars are drawn twice, plain and inside the band; heights are counts times 92 px over the largest.
     assert sum(heights) / 2 * most / 92 == pytest.approx(group["at_or_below"][-1], rel=1e-3)

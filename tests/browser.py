@@ -126,3 +126,17 @@ async def browse() -> AsyncIterator[Page]:
         finally:
             process.terminate()
             await process.wait()
+
+
+def in_browser(address, steps, width: int = 1280, scheme: str = "light") -> None:
+    """Open `address`, await `steps(tab)`; then nothing may have failed, and nothing been asked of a network."""
+
+    async def drive():
+        async with browse() as tab:
+            await tab.emulate(width, scheme=scheme)
+            await tab.open(address)
+            await steps(tab)
+            assert tab.errors == []
+            assert all(url.startswith(("file:", "data:")) for url in tab.requests), tab.requests
+
+    asyncio.run(drive())
