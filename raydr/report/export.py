@@ -12,13 +12,13 @@ from raydr.grades import NAMES
 from raydr.report import figures, files, heatmap, palette, tables
 from raydr.report.data import load
 from raydr.report.drawing import Drawing, Shape, flatten
+from raydr.report.export_tables import Table, table_rows
 from raydr.report.gallery import pictures
 from raydr.report.page import training_curves
 from raydr.storage import Run
 
 WRITERS: dict[str, Callable[[Drawing], bytes]] = {"svg": files.svg, "pdf": files.pdf, "png": files.png}
 WIDTH = 640.0  # px: 6.7 inches on paper
-Table = list[list[str]]
 
 
 def write(run: Run, folder: Path, recipe: dict[str, Any] | None = None) -> list[Path]:
@@ -67,67 +67,6 @@ def drawings(results: dict[str, Any], shown: dict[str, Any]) -> Iterator[tuple[s
         yield f"training-{curve['name']}", flatten(drawn, WIDTH / 1.6)
     if shown["strips"]:
         yield "samples", _strips(shown["strips"])
-
-
-def table_rows(results: dict[str, Any]) -> Iterator[tuple[str, Table]]:
-    """(name, rows) of the tables, the first row being the head."""
-    if results["table"]:
-        keys = list(results["table"][0]["metrics"])
-        head = ["arm", "trials", *(f"{key} {what}" for key in keys for what in ("mean", "std"))]
-        head += [f"recall_{grade} {what}" for grade in range(len(NAMES)) for what in ("mean", "std")]
-        rows = [head]
-        for row in results["table"]:
-            values = [row["metrics"][key] for key in keys] + row["recall"]
-            rows.append(
-                [row["name"], str(row["num_trials"]), *(_number(v[w]) for v in values for w in ("mean", "std"))]
-            )
-        yield "metrics", rows
-        yield (
-            "arms",
-            [
-                ["arm", "balanced accuracy", "accuracy at DDR priors", *(f"recall {name}" for name in NAMES)],
-                *(
-                    [
-                        row["name"],
-                        *(
-                            _plus_minus(v)
-                            for v in (
-                                row["metrics"]["balanced_accuracy"],
-                                row["metrics"]["accuracy_at_ddr_priors"],
-                                *row["recall"],
-                            )
-                        ),
-                    ]
-                    for row in results["table"]
-                ),
-            ],
-        )
-    if results["contrasts"]:
-        keys = [
-            "a",
-            "b",
-            "family",
-            "difference",
-            "low",
-            "high",
-            "p",
-            "adjusted_p",
-            "minimum_detectable_difference",
-            "verdict",
-        ]
-        yield "contrasts", [keys, *([_number(row[key]) for key in keys] for row in results["contrasts"])]
-    accepted = [
-        [
-            generator,
-            row["kind"],
-            NAMES[int(grade)],
-            *(_number(row[key]) for key in ("made", "accepted", "share", "mean_score")),
-        ]
-        for generator, grades in results["acceptance"].items()
-        for grade, row in grades.items()
-    ]
-    if accepted:
-        yield "acceptance", [["generator", "kind", "grade", "made", "accepted", "share", "mean score"], *accepted]
 
 
 def _matrix(counts: list[list[int]], rows: str, columns: str) -> Drawing:
@@ -217,15 +156,6 @@ def _text(x: float, y: float, words: str, anchor: str = "start", bold: bool = Fa
 
 def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-")
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _plus_minus(value: dict[str, float | None]) -> str:
-    mean, std = value["mean"], value["std"]
-    return "" if mean is None else f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 
 
 def _csv(rows: Table) -> str:

@@ -1,5 +1,6 @@
 """Every panel of the boards asks a real Prometheus, which scrapes a real run: each query finds something."""
 
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 import raydr
 
@@ -44,36 +46,53 @@ def end(process):
         process.wait()
 
 
+def ray_settings(temp, running):
+    """The prometheus.yml that Ray itself writes, which README starts Prometheus with, scraping each second."""
+    path = temp / "session_latest" / "metrics" / "prometheus" / "prometheus.yml"
+    # Ray writes the list of its nodes' addresses a little later; Prometheus looks at it again and again.
+    while not path.exists() or not (found := yaml.safe_load(path.read_text())):
+        assert running.poll() is None, "the run ended before Ray had written its prometheus.yml"
+        time.sleep(0.2)
+    assert found["global"]["scrape_interval"] == "10s"
+    found["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s"}
+    (scrape,) = found["scrape_configs"]
+    for listed in scrape["file_sd_configs"]:
+        assert listed["files"] == [str(temp / "prom_metrics_service_discovery.json")]
+        listed["refresh_interval"] = "1s"
+    return found
+
+
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory):
     """(address of a Prometheus, first and last second) after it has watched one run of the debug recipe."""
     folder = tmp_path_factory.mktemp("prometheus")
     temp = Path(tempfile.mkdtemp(prefix="rd", dir="/tmp"))
-    # Ray writes this list of its nodes' addresses; its own prometheus.yml names the same file.
-    nodes = temp / "prom_metrics_service_discovery.json"
-    scrape = {"job_name": "ray", "file_sd_configs": [{"files": [str(nodes)], "refresh_interval": "1s"}]}
-    settings = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [scrape]}
-    (folder / "prometheus.yml").write_text(json.dumps(settings))  # JSON is YAML
     (folder / "prices.toml").write_text("[nodes]\ndefault = 3600\n")  # one unit a second
-    port = free_port()
-    command = [PROMETHEUS, "--config.file", folder / "prometheus.yml", "--storage.tsdb.path", folder / "data"]
-    started = time.time()
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
+    environment = os.environ | {
+        "RAYDR_RAY_TEMP": str(temp),
+        "RAY_metrics_report_interval_ms": "1000",
+        "RAYDR_PRICES": str(folder / "prices.toml"),
+    }
+    run = [sys.executable, "-m", "raydr", "run", "--recipe", "debug", "--out", str(folder / "out")]
+    # Slow enough for a second's scrapes to see a rate.
+    run += ["--finetune.steps", "12", "--synthesize.count", "24", "--sweep.num-seeds", "3"]
+    started, server = time.time(), None
+    with (folder / "said").open("w") as said:
+        running = subprocess.Popen(run, env=environment, stdout=said, stderr=said, start_new_session=True)
     try:
-        environment = os.environ | {
-            "RAYDR_RAY_TEMP": str(temp),
-            "RAY_metrics_report_interval_ms": "1000",
-            "RAYDR_PRICES": str(folder / "prices.toml"),
-        }
-        run = [sys.executable, "-m", "raydr", "run", "--recipe", "debug", "--out", str(folder / "out")]
-        # Slow enough for a second's scrapes to see a rate.
-        run += ["--finetune.steps", "12", "--synthesize.count", "24", "--sweep.num-seeds", "3"]
-        done = subprocess.run(run, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        port = free_port()
+        settings = ray_settings(temp, running)
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
+        command = [PROMETHEUS, "--config.file", folder / "prometheus.yml", "--storage.tsdb.path", folder / "data"]
+        with (folder / "log").open("w") as log:
+            server = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
+        assert running.wait() == 0, (folder / "said").read_text()
         yield f"http://127.0.0.1:{port}", started, time.time()
     finally:
-        end(server)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        if server is not None:
+            end(server)
         shutil.rmtree(temp, ignore_errors=True)
 
 

@@ -96,7 +96,7 @@ def test_every_trial_of_a_run_has_its_session(finished_run):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_mlflow_holds_what_a_sweep_adds(finished_run, tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="needs the extra `track`")
     out, address = tmp_path / "out", f"file://{tmp_path}/mlruns"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydr.report import export, files, palette, svg
+from raydr.grades import NAMES
+from raydr.report import export, export_tables, files, palette, svg
 from raydr.report.drawing import Drawing, Shape, flatten
 
 
@@ -130,6 +131,43 @@ def test_tables_hold_the_pages_numbers(exported, rendered):
     for row in rendered[1]["table"]:
         found = float(metrics[row["name"]]["balanced_accuracy mean"])
         assert found == pytest.approx(row["metrics"]["balanced_accuracy"]["mean"], abs=5e-5)
+
+
+def test_every_table_of_the_page_is_exported(exported, rendered):
+    """Those that this run has no rows for, from rows as the other commands leave them."""
+    folder, written = exported
+    names = {path.stem for path in written if path.suffix == ".csv"}
+    assert {"metrics", "arms", "contrasts", "acceptance", "photographs", "members", "gap_closed"} <= names
+    assert names == {path.stem for path in written if path.suffix == ".tex"}
+    with open(folder / "made" / "members.csv", newline="") as file:
+        members = list(csv.DictReader(file))
+    assert [row["name"] for row in members] == [row["name"] for row in rendered[1]["members"]]
+    assert members[0]["validation balanced_accuracy"] == "0.8000"
+
+    level = {"mean": 0.612345, "std": None}
+    scored = {"ensemble_id": "e2", "generator_id": "plain-g1-0", "grade": 1, "num_images": 60, "own_share": 0.5}
+    more = {
+        "strata": [{"arm": "band", "stratum": "camera A", "num_images": 70, "balanced_accuracy": level}],
+        "probes": [{"probe": "probe", "told": "plain images", "num_held_out": 40, "balanced_accuracy": level}],
+        "rescored": [scored],
+        "quality": {"plain-g1-0": {"3": {"num_images": 9, "kid": 0.01, "in_band": {"kid": None}, "reference": {}}}},
+        "external": {"IDRiD": {"band": {"num_images": 103, "accuracy": level, "over_baseline": {"low": -0.01}}}},
+    }
+    found = dict(export_tables.table_rows(rendered[1] | more))
+    assert found["strata"][1] == ["band", "camera A", "70", "0.6123"]
+    assert found["probes"][0][-1] == "balanced_accuracy mean"
+    assert dict(zip(*found["rescored"], strict=True)) == {
+        "ensemble_id": "e2", "generator_id": "plain-g1-0", "grade": "mild", "num_images": "60", "own_share": "0.5000",
+    }  # fmt: skip
+    assert found["quality"] == [["generator", "grade", "num_images", "kid"], ["plain-g1-0", "severe", "9", "0.0100"]]
+    assert found["external"] == [
+        ["dataset", "arm", "num_images", "accuracy mean", "over oversampling low"],
+        ["IDRiD", "band", "103", "0.6123", "-0.0100"],
+    ]
+    train = next(row for row in rendered[1]["photographs"] if row["split"] == "train")
+    (line,) = (row for row in found["photographs"] if row[1] == "train")
+    assert line[2:7] == [str(count) for count in train["counts"]]
+    assert found["photographs"][0][2:7] == [f"counts {name}" for name in NAMES]
 
 
 def test_latex_escapes():
