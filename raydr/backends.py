@@ -26,6 +26,7 @@ _MENDABLE = {
     errno.EROFS: "the file system is read-only",
     errno.EPERM: "the file system does not allow it (it may lack hard links)",
     errno.ENOTSUP: "the file system lacks hard links",
+    errno.EXDEV: "a folder inside it lies on another disk, and the whole of --out must be on one",
     errno.ENOTDIR: "a file stands where a folder is needed",
     errno.EEXIST: "a file stands where a folder is needed",
     errno.EISDIR: "a folder stands where a file is needed",

@@ -122,7 +122,7 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
             # One machine is not taken away while its driver lives; asking costs a barrier a step.
             "preemptible": len(ray.nodes()) > 1,
         }
-        snapshots.prepare(target, settings["name"])
+        snapshots.prepare(target, [settings["name"]])
         try:
             fit(target, shape, settings)
         finally:
@@ -132,7 +132,7 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
                 terminal.note(text)
     left = _missing(wanted, target)
     assert not left, f"Ray Train ended without {left}"
-    snapshots.drop(target, settings["name"])
+    snapshots.drop(target, names)
     records = [target.read_json(f"generators/{generator.generator_id}/generator.json") for generator in todo]
     costs = [record["ecc_cost"]["ratio"] for record in records if record["ecc_cost"]]
     result["ecc_cost"] = sum(costs) / len(costs) if costs else None
@@ -172,7 +172,7 @@ def fit(target: Run, shape: Shape, settings: dict[str, Any]) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        cause = session.read(settings["meter"]).get("fatal") or snapshots.sentence(error)
+        cause = session.read(settings["meter"]).get("fatal") or snapshots.sentence(error, target.url)
         if cause is not None:
             raise cause from None
         raise

@@ -4,18 +4,21 @@ Ray Train uploads and counts them; what a restart resumes from is read off the s
 the checksum inside. So neither a truncated snapshot, nor one that was uploaded but not yet registered, nor a damaged
 record of Ray's own (rewritten in place at every report) costs more than the steps since the last good one.
 
-    _ray/finetune/{name}/{generator_id}@{step}-{token}/state.pt
+    _ray/finetune/{fit}/{generator_id}@{step}-{token}/state.pt
+
+A generator's id says what it is, so its snapshots are good whichever fit left them: alone, or one of several.
 """
 
 import re
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray.train
 
+from raydr.backends import mendable
 from raydr.cluster.ranks import TorchRanks
 from raydr.errors import DamagedData, MissingInput, UserError
 from raydr.storage import Run
@@ -23,7 +26,7 @@ from raydr.storage import Run
 ROOT, FILE = "_ray/finetune", "state.pt"
 # A snapshot that turns out damaged has one before it.
 KEEP = 2
-_KEY = re.compile(r"(?P<generator>[^/@]+)@(?P<step>\d+)-[0-9a-f]+/" + re.escape(FILE))
+_KEY = re.compile(r"[^/]+/(?P<generator>[^/@]+)@(?P<step>\d+)-[0-9a-f]+/" + re.escape(FILE))
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,18 @@ class Snapshot:
     step: int
 
 
-def listed(target: Run, name: str) -> list[Snapshot]:
-    """Every snapshot of the fit `name`, newest step first."""
+def listed(target: Run) -> list[Snapshot]:
+    """Every snapshot of every fit, newest step first."""
     found = []
-    for key, _ in target.list(f"{ROOT}/{name}"):
-        match = _KEY.fullmatch(key.removeprefix(f"{ROOT}/{name}/"))
+    for key, _ in target.list(ROOT):
+        match = _KEY.fullmatch(key.removeprefix(f"{ROOT}/"))
         if match:
             found.append(Snapshot(key, match["generator"], int(match["step"])))
     return sorted(found, key=lambda snapshot: -snapshot.step)
 
 
 def newest(
-    target: Run, name: str, generator_id: str, ranks: TorchRanks, say: Callable[[str], None] = lambda text: None
+    target: Run, generator_id: str, ranks: TorchRanks, say: Callable[[str], None] = lambda text: None
 ) -> Any:
     """The newest good `State` of this generator, the same on every rank; None where there is none.
 
@@ -55,7 +58,7 @@ def newest(
     chosen, state = None, None
     if ranks.rank == 0:
         damaged = []
-        for snapshot in listed(target, name):
+        for snapshot in listed(target):
             if snapshot.generator_id != generator_id:
                 continue
             try:
@@ -117,20 +120,22 @@ def report(
     )
 
 
-def prepare(target: Run, name: str) -> None:
-    """Before a fit: drop Ray's own record, which a kill inside its rewriting leaves unreadable, and old snapshots."""
-    target.delete(f"{ROOT}/{name}/checkpoint_manager_snapshot.json")
+def prepare(target: Run, names: Sequence[str]) -> None:
+    """Before fits: drop Ray's own records, which a kill inside their rewriting leaves unreadable, and old snapshots."""
+    for name in names:
+        target.delete(f"{ROOT}/{name}/checkpoint_manager_snapshot.json")
     kept: dict[str, int] = {}
-    for snapshot in listed(target, name):
+    for snapshot in listed(target):
         kept[snapshot.generator_id] = kept.get(snapshot.generator_id, 0) + 1
         if kept[snapshot.generator_id] > KEEP:
             target.delete(snapshot.key)
 
 
-def drop(target: Run, name: str) -> None:
-    """After a complete fit: its generators are stored, its snapshots are worth nothing."""
-    for snapshot in listed(target, name):
-        target.delete(snapshot.key)
+def drop(target: Run, generator_ids: Collection[str]) -> None:
+    """Once these generators are stored, their snapshots are worth nothing."""
+    for snapshot in listed(target):
+        if snapshot.generator_id in generator_ids:
+            target.delete(snapshot.key)
 
 
 class Preemption:
@@ -149,12 +154,27 @@ class Preemption:
         return self.noticed
 
 
-def sentence(error: BaseException) -> UserError | None:
-    """The error for the user inside Ray Train's wrapper, if that is what ended the run."""
-    failures = [*getattr(error, "worker_failures", {}).values(), error.__cause__, error]
-    for failure in failures:
+def explained(error: BaseException, url: str) -> UserError | None:
+    """The error for the user that `error` is or stands for; None for one that no user can mend.
+
+    TensorBoard's files and Ray's own records are written past raydr's storage: a full disk is a plain OSError there.
+    """
+    if isinstance(error, UserError):
+        return error
+    reason = mendable(error) if isinstance(error, OSError) else None
+    if reason is None:
+        return None
+    where = getattr(error, "filename", None) or url
+    return UserError(f"fine-tuning cannot use {where}: {reason}; mend that, then run the same command again to resume")
+
+
+def sentence(error: BaseException, url: str) -> UserError | None:
+    """The error for the user inside Ray Train's wrapper, if that is what ended the run on `url`."""
+    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    for failure in [*failures, error.__cause__, error]:
         while failure is not None:
-            if isinstance(failure, UserError):
-                return failure
+            found = explained(failure, url)
+            if found is not None:
+                return found
             failure = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure.__cause__
     return None

@@ -32,9 +32,12 @@ def train_loop(settings: dict[str, Any]) -> None:
         return  # restarted after a mistake that a restart does not mend: the driver says it
     try:
         _train(settings)
-    except UserError as error:
-        _leave(settings["meter"], error)
-        raise
+    except (UserError, OSError) as error:
+        mistake = snapshots.explained(error, settings["url"])
+        if mistake is None:
+            raise
+        _leave(settings["meter"], mistake)
+        raise mistake from None
 
 
 def _leave(meter: str, error: UserError) -> None:
@@ -127,7 +130,7 @@ def _train_one(
         )
 
     branch = f"branches/{generator.branch_id}/state.pt"
-    state = snapshots.newest(target, name, generator_id, ranks, partial(say, "snapshot"))
+    state = snapshots.newest(target, generator_id, ranks, partial(say, "snapshot"))
     if state is None and is_ecc(generator.kind) and target.exists(branch):
         # ECC begins where the plain run was at ecc_start: same steps before it, bit for bit.
         try:
@@ -174,7 +177,10 @@ def notes(generator_id: str, event: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _probe(recipe: Recipe, target: Run, device: str) -> Any:
-    """The memorisation gate as a probe of the grids; None where photographs of one patient cannot set its threshold."""
+    """The memorisation gate as a probe of the grids.
+
+    UserError where fewer than two patients' photographs are there to set its threshold.
+    """
     from raydr.cluster.generator import gate
 
     known = gate(recipe, target)

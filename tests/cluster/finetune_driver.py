@@ -2,10 +2,13 @@
 
     python finetune_driver.py OUT BASE FAULT STEP[,STEP...]
 
-FAULT: none; rank (SIGKILL of a rank); driver (SIGKILL of this process); node (the node of a rank goes); shrink (the
-same, with nothing in its place: one rank goes on); full (the disk of the snapshots fills up); nan (a weight decay under
-which weights grow a hundredfold a step). Prints `hurt STEP` after each, then `done RANKS`, or `refused SENTENCE` and
-exits 1.
+FAULT: none; rank (SIGKILL of a rank); driver (SIGKILL of this process); node (the node of a rank goes, another comes);
+shrink (a node goes, with nothing in its place: one rank goes on); drain (a node is told that it will be taken, as a
+spot node is, and goes once its ranks have saved themselves); full (the disk fills up); nan (a weight decay under which
+weights grow a hundredfold a step).
+
+Steps are counted over the whole fit, plain and then ECC from its branch. Prints `hurt STEP` after each, `saved STEP`
+for what a drained rank saved, then `done RANKS`, or `refused SENTENCE` and exits 1.
 """
 
 import contextlib
@@ -21,17 +24,24 @@ import psutil
 import ray
 from small_run import changed, small_recipe
 
-from raydr.cluster import finetune, session, snapshots
+from raydr.cluster import finetune, session, snapshots, spot
 from raydr.errors import UserError
 from raydr.shapes import Shape
 from raydr.storage import Run
 
+NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
+# The watcher of Ray Train looks every half second here; the notice is longer than all that is left of the fit.
+NOTICE_SECONDS = 120.0
+
 
 def recipe_of(base, **options):
-    """Plain and ECC generator of grade 1: 12 steps, the branch at 4, a snapshot every other step."""
+    """Plain and ECC generator of grade 1: 12 steps, the branch at 4, a snapshot every other step.
+
+    The passes of a step make it long enough (a quarter of a second) to be hit.
+    """
     settings = {
         "base": base, "grades": (1,), "steps": 12, "ecc_start": 4, "ecc_every": 3, "checkpoint_every": 2,
-        "batch_pairs": 2, "accumulation": 2, "ecc_calls": 2, "ecc_batch": 4, "ecc_keep": 3, "ecc_steps": 2,
+        "batch_pairs": 2, "accumulation": 8, "ecc_calls": 2, "ecc_batch": 4, "ecc_keep": 3, "ecc_steps": 2,
         "ecc_threshold": 0.15, "w_ecc": 0.5, "validate_every": 6, "learning_rate": 1e-3,
     }  # fmt: skip
     return changed(small_recipe(), finetune=settings | options)
@@ -41,17 +51,21 @@ def meter():
     return session.read(f"meter-finetune-{os.getpid()}")
 
 
-def wait_for(condition, seconds=400.0):
+def wait_for(condition, fit, seconds=400.0):
+    """The meter's values, or another answer that is true, once `condition(values)` is; None where the fit ended."""
     end = time.time() + seconds
     while time.time() < end:
         try:
             values = meter()
-        except ValueError:  # no such actor yet, or no more
+        except (ValueError, ray.exceptions.RayError):  # no such actor yet, or no more
             values = {}
-        if condition(values):
+        found = condition(values)
+        if found:
             return values
+        if not fit.is_alive():
+            return None
         time.sleep(0.02)
-    raise TimeoutError("the fit did not come so far")
+    raise TimeoutError(f"the fit did not come so far: {values}")
 
 
 def step_of(values):
@@ -59,7 +73,15 @@ def step_of(values):
 
 
 def pids(values):
-    return {key: int(value.split(":")[1]) for key, value in values.items() if key.startswith("rank:")}
+    """{rank: pid} of the newest group; ranks of a larger one before it stay on the meter."""
+    said = {int(key.removeprefix("rank:")): value for key, value in values.items() if key.startswith("rank:")}
+    return {rank: int(value.split(":")[1]) for rank, value in said.items() if rank < values["ranks"]}
+
+
+def renewed(values, before):
+    """Whether every rank is another process than those `before`."""
+    now = pids(values)
+    return len(now) == values.get("ranks") and not set(now.values()) & set(before.values())
 
 
 def node_of(cluster, pid):
@@ -78,42 +100,57 @@ def fill(path):
             file.write(bytes(4096))
 
 
-def hurt(fault, steps, cluster, out):
+def hurt(fault, steps, cluster, out, fit):
     """Runs in the main thread: `remove_node` wants it."""
+    told = None  # what a group says before it dies stays on the meter, its step too
     for step in steps:
-        values = wait_for(lambda values, step=step: step_of(values) >= step)
-        before = pids(values)
+        values = wait_for(lambda values, s=step, t=told: step_of(values) >= s and values.get("text") != t, fit)
+        if values is None:
+            print(f"ended before {step}", flush=True)
+            return
+        before, told = pids(values), values["text"]
         if fault == "driver":
             print(f"hurt {step}", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "full":
-            fill(Path(out) / snapshots.ROOT / "filler")
+            fill(Path(out) / "filler")
             print(f"hurt {step}", flush=True)
             return
         if fault == "rank":
-            os.kill(before[f"rank:{step % len(before)}"], signal.SIGKILL)
+            os.kill(before[step % len(before)], signal.SIGKILL)
         else:
-            node = next(node for node in (node_of(cluster, pid) for pid in before.values()) if node is not None)
+            (node,) = [node for node in (node_of(cluster, pid) for pid in before.values()) if node is not None]
+            if fault == "drain":
+                cluster.add_node(**NODE)
+                assert spot.drain(spot.Notice(NOTICE_SECONDS, "a test"), cluster.address, node.node_id)
+                assert wait_for(lambda values: snapshots.listed(Run(out)), fit), "nothing was saved before the end"
+                print(f"saved {snapshots.listed(Run(out))[0].step}", flush=True)
             cluster.remove_node(node, allow_graceful=False)
+            if fault == "node":
+                cluster.add_node(**NODE)
         print(f"hurt {step}", flush=True)
-        wait_for(lambda values, before=before: pids(values) and pids(values).items() != before.items())
+        wait_for(lambda values, before=before: renewed(values, before), fit)
 
 
 def main(out, base, fault, steps):
     from ray.cluster_utils import Cluster
 
-    cluster, shape = None, Shape(num_cpus=4, dashboard=False, train_workers=2, max_failures=8, generators=1)
+    # Two CPUs everywhere: a rank's threads follow from them, and the last bits of weights from its threads.
+    cluster, shape = None, Shape(num_cpus=2, dashboard=False, train_workers=2, max_failures=8, generators=1)
     steps = [int(step) for step in steps.split(",")] if steps else []
-    if fault in ("node", "shrink"):
-        # The head holds one rank, so the other is on a node that can go; `node` has a spare one in its place.
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
-        for _ in range(len(steps) + 1 if fault == "node" else 1):
-            cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    if fault in ("node", "shrink", "drain"):
+        # The head holds one rank, so the other is on a node that can go.
+        cluster = Cluster(initialize_head=True, head_node_args=NODE)
+        cluster.add_node(**NODE)
         ray.init(address=cluster.address, namespace=session.NAMESPACE)
     if fault == "shrink":
         shape = dataclasses.replace(shape, train_workers=1, max_train_workers=2)
+    if fault == "drain":
+        shape = dataclasses.replace(shape, max_failures=0)
     answers, ranks = [], [0]
-    recipe = recipe_of(base, **({"weight_decay": 1e5} if fault == "nan" else {}))
+    # Without regular snapshots, what a drained rank leaves was saved because of the notice.
+    options = {"nan": {"weight_decay": 1e5}, "drain": {"checkpoint_every": 0}}
+    recipe = recipe_of(base, **options.get(fault, {}))
 
     def work():
         try:
@@ -132,7 +169,7 @@ def main(out, base, fault, steps):
         thread.start()
         looker = threading.Thread(target=look, daemon=True)
         looker.start()
-        hurt(fault, steps, cluster, out)
+        hurt(fault, steps, cluster, out, thread)
         thread.join()
         looker.join()
     if not answers:

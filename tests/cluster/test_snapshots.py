@@ -1,5 +1,6 @@
 """Snapshots are found on the storage, trusted by their checksum, and kept few; no Ray is started."""
 
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -18,15 +19,15 @@ def target(tmp_path):
     return Run(str(tmp_path / "out"))
 
 
-def put(target, generator_id, step, token="0a", data=None):
-    key = f"{snapshots.ROOT}/{NAME}/{generator_id}@{step:08d}-{token}/{snapshots.FILE}"
+def put(target, generator_id, step, token="0a", data=None, fit=NAME):
+    key = f"{snapshots.ROOT}/{fit}/{generator_id}@{step:08d}-{token}/{snapshots.FILE}"
     target.replace(key, State(step, {"a": torch.full((3,), float(step))}).to_bytes() if data is None else data)
     return key
 
 
 def newest(target, generator_id):
     said = []
-    return snapshots.newest(target, NAME, generator_id, Alone(), said.append), said
+    return snapshots.newest(target, generator_id, Alone(), said.append), said
 
 
 def test_the_newest_of_this_generator_is_taken(target):
@@ -34,6 +35,13 @@ def test_the_newest_of_this_generator_is_taken(target):
         put(target, generator_id, step)
     state, said = newest(target, ONE)
     assert (state.step, float(state.weights["a"][0]), said) == (100, 100.0, [])
+
+
+def test_snapshots_of_another_fit_of_the_run_are_as_good(target):
+    """All generators in one fit, then side by side: what was saved goes on."""
+    put(target, ONE, 8)
+    put(target, ONE, 20, fit="finetune-def")
+    assert newest(target, ONE)[0].step == 20
 
 
 def test_there_may_be_none(target):
@@ -70,7 +78,7 @@ def test_others_files_in_ray_trains_folder_are_passed_over(target):
     put(target, ONE, 5)
     for name in ("checkpoint_manager_snapshot.json", f"{ONE}@00000009-zz/notes.txt", "x/state.pt"):
         target.create(f"{snapshots.ROOT}/{NAME}/{name}", b"{}")
-    assert [snapshot.step for snapshot in snapshots.listed(target, NAME)] == [5]
+    assert [snapshot.step for snapshot in snapshots.listed(target)] == [5]
 
 
 def test_a_fit_begins_without_rays_own_record_and_with_few_snapshots(target):
@@ -79,12 +87,12 @@ def test_a_fit_begins_without_rays_own_record_and_with_few_snapshots(target):
     for step in (10, 20, 30, 40):
         put(target, ONE, step)
     put(target, OTHER, 7)
-    snapshots.prepare(target, NAME)
+    snapshots.prepare(target, [NAME])
     assert not target.exists(record)
-    left = [(snapshot.generator_id, snapshot.step) for snapshot in snapshots.listed(target, NAME)]
+    left = [(snapshot.generator_id, snapshot.step) for snapshot in snapshots.listed(target)]
     assert left == [(ONE, 40), (ONE, 30), (OTHER, 7)]
-    snapshots.drop(target, NAME)
-    assert snapshots.listed(target, NAME) == []
+    snapshots.drop(target, [ONE])
+    assert [snapshot.generator_id for snapshot in snapshots.listed(target)] == [OTHER]
 
 
 def test_the_sentence_is_found_inside_ray_trains_wrappers():
@@ -93,8 +101,18 @@ def test_the_sentence_is_found_inside_ray_trains_wrappers():
     wrapped._base_exc = mistake
     group = RuntimeError("group failed")
     group.worker_failures = {0: RuntimeError("connection reset"), 1: wrapped}
-    assert snapshots.sentence(group) is mistake
-    assert snapshots.sentence(RuntimeError("other")) is None
+    assert snapshots.sentence(group, "out") is mistake
+    assert snapshots.sentence(RuntimeError("other"), "out") is None
+
+
+def test_a_full_disk_that_raydr_itself_did_not_meet_is_a_sentence():
+    """Ray's controller keeps records of its own on the same disk."""
+    failed = RuntimeError("the controller failed")
+    failed.controller_failure = OSError(errno.ENOSPC, "No space left on device", "/o/_ray/x.json")
+    told = str(snapshots.sentence(failed, "/o"))
+    assert told.startswith("fine-tuning cannot use /o/_ray/x.json: the disk is full; mend that")
+    failed.controller_failure = OSError(errno.ECONNRESET, "Connection reset by peer")
+    assert snapshots.sentence(failed, "/o") is None
 
 
 def test_a_notice_is_heard_once_for_each_node(monkeypatch):

@@ -1,5 +1,6 @@
 """What surrounds the ranks of a fit: sentences, costs, mistakes that no restart mends. No Ray is started."""
 
+import errno
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_another_error_is_restarted(meter, monkeypatch):
     assert meter == {}
 
 
+def test_a_disk_that_is_full_for_tensorboard_is_one_sentence_for_the_driver(meter, monkeypatch):
+    def fails(settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training, "_train", fails)
+    with pytest.raises(UserError, match=r"cannot use /o: the disk is full; mend that"):
+        training.train_loop({"meter": "m", "url": "/o"})
+    assert "\n" not in str(meter["fatal"])
+
+
 HEARD = []
 
 
@@ -103,9 +114,9 @@ def test_a_full_disk_at_a_snapshot_is_one_sentence_and_keeps_the_last_good_one(t
     assert "\n" not in str(caught.value)
     assert [caught.value] == HEARD  # the thread that uploads is not the one that trains
     monkeypatch.delenv("RAYDR_FAILPOINT")
-    assert snapshots.newest(target, "fit", "plain-g1", Alone()).step == 2
+    assert snapshots.newest(target, "plain-g1", Alone()).step == 2
     uploaded(target, State(4), monkeypatch)
-    assert snapshots.newest(target, "fit", "plain-g1", Alone()).step == 4
+    assert snapshots.newest(target, "plain-g1", Alone()).step == 4
 
 
 @pytest.fixture(scope="module")
