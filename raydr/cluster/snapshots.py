@@ -46,9 +46,7 @@ def listed(target: Run) -> list[Snapshot]:
     return sorted(found, key=lambda snapshot: -snapshot.step)
 
 
-def newest(
-    target: Run, generator_id: str, ranks: TorchRanks, say: Callable[[str], None] = lambda text: None
-) -> Any:
+def newest(target: Run, generator_id: str, ranks: TorchRanks, say: Callable[[str], None] = lambda text: None) -> Any:
     """The newest good `State` of this generator, the same on every rank; None where there is none.
 
     Damaged ones are passed over, and `say` gets a sentence.
