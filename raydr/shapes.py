@@ -28,6 +28,10 @@ class Shape:
     train_gpus: float = 0.0
     # Ray Train takes up to so many workers as the cluster grows, and goes on with train_workers; 0 = never more.
     max_train_workers: int = 0
+    # Fine-tuning fits at once, each with its own train_workers, that share out the generators (a plain one and the ECC
+    # ones that branch from it stay together); 0 = as many as the cluster holds when the stage starts. A fit takes
+    # 20 s to start, so on one machine one after the other is quicker.
+    train_side_by_side: int = 1
     # Losses of a rank that a fit outlives; taken nodes do not count.
     max_failures: int = 3
     # Device type of everything that takes a GPU, by Ray's name ("L4", "A10G", "H100"); empty takes any.
@@ -53,6 +57,7 @@ class Shape:
             f"shape.min_generators must lie in 0..generators {self.generators}, not {self.min_generators}",
         )
         require(self.num_cpus is None or self.num_cpus >= 1, "shape.num_cpus must be at least 1")
+        require(self.train_side_by_side >= 0, "shape.train_side_by_side must be at least 1, or 0 for all that fit")
         require(self.max_failures >= 0, "shape.max_failures must be at least 0")
 
 
@@ -84,6 +89,7 @@ SHAPES = {
         trial_gpus=0.5,
         train_workers=4,
         train_gpus=1,
+        train_side_by_side=0,
     ),
 }
 

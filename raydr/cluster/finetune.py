@@ -1,4 +1,4 @@
-"""`real` -> generators: LoRA fine-tuning under Ray Train, all generators of a run in one fit.
+"""`real` -> generators: LoRA fine-tuning under Ray Train, all generators of a run in one fit or in several at once.
 
     from raydr.cluster import finetune
     finetune.run(recipe, "out")
@@ -9,12 +9,10 @@ First `latents` encodes photographs and prompts; what the ranks then do is in `t
 from typing import Any
 
 import ray
-import ray.train
 
 from raydr import lineage, schema, selection, shards, terminal
-from raydr.cluster import ensemble, ingest, latents, placement, session, snapshots
+from raydr.cluster import ensemble, fits, ingest, latents, preflight, session, snapshots
 from raydr.cluster.latents import prior_rows
-from raydr.cluster.training import train_loop
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
 from raydr.grades import GRADES
@@ -24,7 +22,7 @@ from raydr.lineage import Generator
 from raydr.shapes import Shape
 from raydr.storage import Run
 
-__all__ = ["dataset_of", "fit", "planned", "prior_rows", "ready", "run"]
+__all__ = ["dataset_of", "planned", "prior_rows", "ready", "run"]
 
 
 def planned(recipe: Recipe, target: Run) -> list[Generator]:
@@ -97,21 +95,21 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
     needs_judges = any(is_ecc(generator.kind) for generator in todo)
     ensemble_id = ensemble.require(recipe, target) if needs_judges else None
     plain = {generator.generator_id for generator in wanted if generator.kind == "plain"}
-    first = [
-        recipe.finetune.ecc_start if is_ecc(generator.kind) and generator.branch_id in plain else 0
+    first = {
+        generator.generator_id: recipe.finetune.ecc_start
+        if is_ecc(generator.kind) and generator.branch_id in plain
+        else 0
         for generator in todo
-    ]
-    total = sum(recipe.finetune.steps - start for start in first)
+    }
+    total = sum(recipe.finetune.steps - start for start in first.values())
     latents.run(recipe, target, shape)
-    most = max(shape.train_workers, shape.max_train_workers)
+    parts = fits.apart(todo, fits.num_fits(shape, preflight.read_nodes(ray.nodes())))
+    most = max(shape.train_workers, shape.max_train_workers) * len(parts)
     threads = max(1, session.cpus() // most) if not shape.train_gpus else 4
     with session.metered("finetune", total, "steps") as meter:
         settings: dict[str, Any] = {
             "recipe": recipe,
             "url": target.url,
-            # Of all generators, not of those left: a resumed run finds its checkpoints by this name.
-            "name": f"finetune-{fingerprint(names)[:8]}",
-            "generators": todo,
             "first": first,
             "ensemble_id": ensemble_id,
             "base_fingerprint": base_fingerprint(recipe.finetune.base, recipe.finetune.revision),
@@ -122,9 +120,15 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
             # One machine is not taken away while its driver lives; asking costs a barrier a step.
             "preemptible": len(ray.nodes()) > 1,
         }
-        snapshots.prepare(target, [settings["name"]])
+        # The first, mostly the only one, goes by all generators, done or not: a resumed run goes on in its folder.
+        tags = [fingerprint(names), *(fingerprint(names, part[0].branch_id) for part in parts[1:])]
+        settled = [
+            settings | {"name": f"finetune-{tag[:8]}", "generators": part}
+            for tag, part in zip(tags, parts, strict=True)
+        ]
+        snapshots.prepare(target, [settings["name"] for settings in settled])
         try:
-            fit(target, shape, settings)
+            fits.run(target, shape, settled)
         finally:
             said = session.read(meter)
             result["notes"] = [value for key, value in sorted(said.items()) if key.startswith("note:")]
@@ -137,45 +141,3 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
     costs = [record["ecc_cost"]["ratio"] for record in records if record["ecc_cost"]]
     result["ecc_cost"] = sum(costs) / len(costs) if costs else None
     return result
-
-
-def fit(target: Run, shape: Shape, settings: dict[str, Any]) -> None:
-    """One Ray Train run over all unfinished generators; the same name and storage resume it."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    most = max(shape.train_workers, shape.max_train_workers)
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config=settings,
-        scaling_config=ScalingConfig(
-            # An elastic range, where the shape gives one.
-            num_workers=(shape.train_workers, most) if most > shape.train_workers else shape.train_workers,  # type: ignore[arg-type]
-            use_gpu=shape.train_gpus > 0,
-            resources_per_worker={
-                "CPU": 1,
-                **({"GPU": shape.train_gpus} if shape.train_gpus else {}),
-                **placement.resources(shape.train_gpus),
-            },
-            label_selector=placement.labels() or None,  # type: ignore[call-arg]  # as with FailureConfig below
-        ),
-        run_config=RunConfig(
-            name=settings["name"],
-            storage_path=f"{target.url}/{snapshots.ROOT}",
-            checkpoint_config=CheckpointConfig(num_to_keep=snapshots.KEEP),
-            failure_config=FailureConfig(
-                max_failures=shape.max_failures,
-                controller_failure_limit=3,  # type: ignore[call-arg]  # ray.train replaces the class it inherits
-            ),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        cause = session.read(settings["meter"]).get("fatal") or snapshots.sentence(error, target.url)
-        if cause is not None:
-            raise cause from None
-        raise
-    fatal = session.read(settings["meter"]).get("fatal")
-    if fatal is not None:
-        raise fatal

@@ -1,7 +1,7 @@
 """What each rank of a fine-tuning fit runs: the unfinished generators in turn, and what they leave behind.
 
 A mistake that the user can mend ends the fit at once: its sentence is left on the stage's meter, where a restarted
-rank finds it and returns, since a restart would only repeat it.
+rank finds it and returns, since a restart would only repeat it. Fits side by side share the meter, not their mistakes.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any
 
 from raydr import lineage
 from raydr.cluster import ensemble, latents, session, snapshots, staging, telemetry
+from raydr.cluster.board import Board
 from raydr.cluster.ranks import TorchRanks
 from raydr.config import Recipe
 from raydr.errors import DamagedData, UserError
@@ -28,7 +29,7 @@ TERMS = ("loss", "instance", "prior", "ecc", "validation")
 
 def train_loop(settings: dict[str, Any]) -> None:
     """What each rank runs: every unfinished generator in turn, resumed from its newest good snapshot."""
-    if session.read(settings["meter"]).get("fatal"):
+    if mistake_of(settings) is not None:
         return  # restarted after a mistake that a restart does not mend: the driver says it
     try:
         _train(settings)
@@ -36,12 +37,18 @@ def train_loop(settings: dict[str, Any]) -> None:
         mistake = snapshots.explained(error, settings["url"])
         if mistake is None:
             raise
-        _leave(settings["meter"], mistake)
+        _leave(settings, mistake)
         raise mistake from None
 
 
-def _leave(meter: str, error: UserError) -> None:
-    session.report_to(meter, wait=True, fatal=error)
+def mistake_of(settings: dict[str, Any]) -> UserError | None:
+    """What the user must mend before this fit can go on."""
+    return session.read(settings["meter"]).get(f"fatal:{settings['name']}")
+
+
+def _leave(settings: dict[str, Any], error: UserError) -> None:
+    told: dict[str, Any] = {f"fatal:{settings['name']}": error}
+    session.report_to(settings["meter"], wait=True, **told)
 
 
 def _train(settings: dict[str, Any]) -> None:
@@ -52,7 +59,10 @@ def _train(settings: dict[str, Any]) -> None:
     recipe, target = settings["recipe"], Run(settings["url"])
     wanted: list[Generator] = settings["generators"]
     config, ranks = recipe.finetune, TorchRanks()
-    here: dict[str, Any] = {f"rank:{ranks.rank}": f"{os.uname().nodename}:{os.getpid()}", "ranks": ranks.world_size}
+    here: dict[str, Any] = {
+        f"rank:{settings['name']}:{ranks.rank}": f"{os.uname().nodename}:{os.getpid()}",
+        f"ranks:{settings['name']}": ranks.world_size,
+    }
     session.report_to(settings["meter"], **here)
     torch.set_num_threads(settings["num_threads"])
     device = "cuda" if torch.cuda.is_available() and settings["gpu"] else "cpu"
@@ -65,9 +75,9 @@ def _train(settings: dict[str, Any]) -> None:
     if ranks.rank == 0:
         given["probe"] = _probe(recipe, target, device)
     urgent = snapshots.Preemption(settings["preemptible"])
-    for number, generator in enumerate(wanted):
+    for generator in wanted:
         if not target.uploaded(f"generators/{generator.generator_id}"):
-            _train_one(settings, target, ranks, base, given, urgent, number, generator)
+            _train_one(settings, target, ranks, base, given, urgent, generator)
         ranks.gather(None)  # nobody begins the next one before this one is stored
 
 
@@ -78,7 +88,6 @@ def _train_one(
     base: Any,
     given: dict[str, Any],
     urgent: snapshots.Preemption,
-    number: int,
     generator: Generator,
 ) -> None:
     from raydr.diffusion.state import Spec, State
@@ -89,7 +98,7 @@ def _train_one(
     # To the trainer every control is ECC; what makes it another is in its configuration.
     kind, config = (ECC if is_ecc(generator.kind) else PLAIN), changed(recipe.finetune, generator.kind)
     watched = telemetry.Finetuning(generator.kind, generator.grades)
-    first, meter = settings["first"][number], settings["meter"]
+    first, meter = settings["first"][generator_id], settings["meter"]
 
     def say(key: str, text: str) -> None:
         told: dict[str, Any] = {f"note:{generator_id}:{key}": text}
@@ -102,12 +111,12 @@ def _train_one(
         watched(event)
         if event["event"] == "step":
             terms = [f"{key} {event[key]:.3f}" for key in TERMS if event.get(key) is not None]
-            told: dict[str, Any] = {f"done:{number}": event["step"] - first}
+            told: dict[str, Any] = {f"done:{generator_id}": event["step"] - first}
             session.report_to(meter, **told, text=f"{generator_id} {' '.join(terms)}")
         for key, text in notes(generator_id, event):
             say(key, text)
 
-    roles = given["roles"]
+    roles, board = given["roles"], Board(target, generator_id) if ranks.rank == 0 else None
     trainer = Trainer(
         base,
         config,
@@ -118,15 +127,17 @@ def _train_one(
         given["judge"],
         ranks,
         on_event,
-        _writer(target, generator_id) if ranks.rank == 0 else None,
+        board.writer if board else None,
         probe=given["probe"],
         embeddings=given["embeddings"],
     )
 
     def checkpoint(state: State) -> None:
+        if board:
+            board.store()
         state.history = list(history)
         snapshots.report(
-            ranks, target, name, generator_id, state, wait=urgent.noticed, on_mistake=partial(_leave, meter)
+            ranks, target, name, generator_id, state, wait=urgent.noticed, on_mistake=partial(_leave, settings)
         )
 
     branch = f"branches/{generator.branch_id}/state.pt"
@@ -145,11 +156,11 @@ def _train_one(
     if generator.kind == PLAIN and ranks.rank == 0 and trainer.step == config.ecc_start < config.steps:
         target.replace(branch, trainer.state().to_bytes())  # the same on every start; mends a damaged one
     trainer.run(checkpoint=checkpoint, urgent=urgent)
-    if ranks.rank == 0:
+    if board:
+        # First: a generator that is stored is never taken up again, its curves would stay behind.
+        board.close()
         _store(recipe, target, trainer, generator, history, settings)
     trainer.close()
-    if trainer.writer:
-        trainer.writer.close()
 
 
 def notes(generator_id: str, event: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -185,14 +196,6 @@ def _probe(recipe: Recipe, target: Run, device: str) -> Any:
 
     known = gate(recipe, target)
     return lambda images: known.check(images, device)
-
-
-def _writer(target: Run, generator_id: str) -> Any:
-    if target.local is None:  # TensorBoard's writer appends, which a bucket cannot
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(target.path(f"logs/tensorboard/{generator_id}")))
 
 
 def ecc_cost(history: Sequence[Mapping[str, Any]], every: int) -> dict[str, float] | None:

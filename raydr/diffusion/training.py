@@ -110,13 +110,18 @@ class Trainer:
             self.step += 1
             event = {"event": "step", "generator_id": self.spec.generator_id, "step": self.step, "steps": config.steps}
             event |= terms | {"step_seconds": seconds}
-            if self.step == config.steps or (config.validate_every and self.step % config.validate_every == 0):
+            if self._looks(self.step):
                 event |= self._look()
             self._tensorboard(event)
             self.on_event(event)
             due = config.checkpoint_every and self.step % config.checkpoint_every == 0
             if checkpoint and (urgent() or due):
                 checkpoint(self.state())
+
+    def _looks(self, step: int) -> bool:
+        """Whether after `step` steps the run is looked at."""
+        every = self.config.validate_every
+        return step == self.config.steps or (every > 0 and step % every == 0)
 
     def _refresh_due(self) -> bool:
         config = self.config
@@ -130,6 +135,8 @@ class Trainer:
         totals = (total, total, total if has_pool else 0)
         self.weights.zero_grad()
         sums = torch.zeros(3, device=self.base.device)
+        # The ECC term's own gradient takes a backward pass more, so only where the run is looked at anyway.
+        apart = self.weights.zeros() if has_pool and self._looks(self.step + 1) else []
         # This rank's share of the whole step, in passes of at most `size` pairs: more ranks, fewer passes.
         mine = range(self.ranks.rank, total, self.ranks.world_size)
         for start in range(0, len(mine), size):
@@ -143,8 +150,11 @@ class Trainer:
             if config.min_snr:
                 weight = losses.min_snr_weight(self.base.scheduler, timesteps, config.min_snr).to(self.base.device)
             loss, terms = losses.three_terms(predicted, target, sizes, totals, config.w_prior, config.w_ecc, weight)
+            if apart:
+                self.weights.add_gradients(config.w_ecc * terms[2], apart)
             (loss * self.weights.scale).backward()
             sums += torch.stack([term.detach() for term in terms])
+        of_ecc = self.weights.norm(self.ranks, apart)
         norm = self.weights.gradients(self.ranks, sums)
         # Before the update: weights that are no numbers must never reach a checkpoint.
         if not torch.isfinite(sums).all() or not self.weights.acceptable(norm):
@@ -157,6 +167,9 @@ class Trainer:
         values = {name: float(value) for name, value in zip(names, sums, strict=True)}
         if not has_pool:
             values.pop("ecc")
+        if apart and 0 < float(norm) < float("inf"):
+            # |grad of w_ecc MSE_ecc| / |grad of L|, before clipping; above 1 where the terms pull apart.
+            values["ecc_grad_share"] = float(of_ecc / norm)
         loss = sums[0] + config.w_prior * sums[1] + config.w_ecc * sums[2]
         return values | {"loss": float(loss), "grad_norm": float(norm)}
 
@@ -275,18 +288,19 @@ class Trainer:
         if self.ranks.rank == 0 and (self.writer is not None or self.probe is not None):
             images = self.grid()
             if self.probe is not None:
-                found |= watch.probed(self.probe, images)
+                found |= watch.probed(self.probe, np.concatenate(list(images)))
             if self.writer is not None:
-                row = np.concatenate(list(images), axis=1)
-                self.writer.add_image(f"{self.spec.generator_id}/grid", row, self.step, dataformats="HWC")
+                name = f"{self.spec.generator_id}/grid"
+                self.writer.add_image(name, watch.tiled(images), self.step, dataformats="HWC")
         return found
 
     def grid(self) -> np.ndarray:
-        """uint8 (watch.NUM_GRID, H, W, 3): the same noise at every step, of the weights that would be saved now."""
+        """uint8 (grades, watch.NUM_GRID, H, W, 3) from noise that never changes, of the weights to be saved now."""
         seeds = [seed_of("grid", self.spec.seed, k) for k in range(watch.NUM_GRID)]
         steps = min(watch.GRID_STEPS, self.config.ecc_steps)
         with self.weights.averaged():
-            return self.sample(self.spec.grades[0], seeds, steps, self.config.ecc_guidance, watch.NUM_GRID)
+            guidance, count = self.config.ecc_guidance, watch.NUM_GRID
+            return np.stack([self.sample(grade, seeds, steps, guidance, count) for grade in self.spec.grades])
 
     def _tensorboard(self, event: dict[str, Any]) -> None:
         if self.writer is None:

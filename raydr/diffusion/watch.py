@@ -64,6 +64,11 @@ def turned(validation: Sequence[tuple[int, float]]) -> tuple[int, float] | None:
     return best if all(loss > best[1] * (1 + RISE) for _, loss in validation[-PATIENCE:]) else None
 
 
+def tiled(images: np.ndarray) -> np.ndarray:
+    """One picture (R * H, N * W, 3) of R rows of images (R, N, H, W, 3)."""
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in images])
+
+
 def probed(probe: Probe, images: np.ndarray) -> dict[str, Any]:
     """What the memorisation probe says of a grid: the closest photograph, and how many images are copies."""
     image_ids, distances, flagged = probe(images)

@@ -53,6 +53,24 @@ class Weights:
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
+    def zeros(self) -> list[Tensor]:
+        """A zero for each weight, to add gradients to."""
+        return [torch.zeros_like(parameter) for parameter in self.parameters]
+
+    def add_gradients(self, loss: Tensor, to: list[Tensor]) -> None:
+        """Add the gradient of `loss` (scaled) to `to`; its graph stays for the backward pass of the whole loss."""
+        found = torch.autograd.grad(loss * self.scale, self.parameters, retain_graph=True, allow_unused=True)
+        for total, gradient in zip(to, found, strict=True):
+            if gradient is not None:
+                total += gradient
+
+    def norm(self, ranks: Ranks, gradients: list[Tensor]) -> Tensor:
+        """Norm of scaled `gradients` of this rank's share, summed over ranks; 0 for an empty list."""
+        if not gradients:
+            return torch.zeros(())
+        ranks.sum(gradients)
+        return torch.nn.utils.get_total_norm(gradients) / self.scale
+
     def gradients(self, ranks: Ranks, sums: Tensor) -> Tensor:
         """Sum gradients and the loss terms `sums` over ranks, undo the scale, clip; returns the norm before."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]

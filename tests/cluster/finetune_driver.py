@@ -1,11 +1,13 @@
 """One fit of a small run in a process of its own, on two ranks, that is hurt at given steps.
 
-    python finetune_driver.py OUT BASE FAULT STEP[,STEP...]
+    python finetune_driver.py OUT BASE FAULT STEP[,STEP...] [together|apart]
 
 FAULT: none; rank (SIGKILL of a rank); driver (SIGKILL of this process); node (the node of a rank goes, another comes);
 shrink (a node goes, with nothing in its place: one rank goes on); drain (a node is told that it will be taken, as a
 spot node is, and goes once its ranks have saved themselves); full (the disk fills up); nan (a weight decay under which
 weights grow a hundredfold a step).
+
+With `together` and `apart` generators of two grades are trained by one rank each, in one fit or two at once.
 
 Steps are counted over the whole fit, plain and then ECC from its branch. Prints `hurt STEP` after each, `saved STEP`
 for what a drained rank saved, then `done RANKS`, or `refused SENTENCE` and exits 1.
@@ -72,16 +74,21 @@ def step_of(values):
     return sum(value for key, value in values.items() if key.startswith("done:"))
 
 
+def num_ranks(values):
+    """Of the newest group, all fits together."""
+    return sum(value for key, value in values.items() if key.startswith("ranks:"))
+
+
 def pids(values):
-    """{rank: pid} of the newest group; ranks of a larger one before it stay on the meter."""
-    said = {int(key.removeprefix("rank:")): value for key, value in values.items() if key.startswith("rank:")}
-    return {rank: int(value.split(":")[1]) for rank, value in said.items() if rank < values["ranks"]}
+    """{rank: pid} of the newest group of a single fit; ranks of a larger one before it stay on the meter."""
+    said = {int(key.rpartition(":")[2]): value for key, value in values.items() if key.startswith("rank:")}
+    return {rank: int(value.split(":")[1]) for rank, value in said.items() if rank < num_ranks(values)}
 
 
 def renewed(values, before):
     """Whether every rank is another process than those `before`."""
     now = pids(values)
-    return len(now) == values.get("ranks") and not set(now.values()) & set(before.values())
+    return len(now) == num_ranks(values) and not set(now.values()) & set(before.values())
 
 
 def node_of(cluster, pid):
@@ -132,7 +139,11 @@ def hurt(fault, steps, cluster, out, fit):
         wait_for(lambda values, before=before: renewed(values, before), fit)
 
 
-def main(out, base, fault, steps):
+# A rank has one thread in both, whatever the machine.
+FITS = {"together": {"num_cpus": 1}, "apart": {"num_cpus": 2, "train_side_by_side": 2}}
+
+
+def main(out, base, fault, steps, fits=""):
     from ray.cluster_utils import Cluster
 
     # Two CPUs everywhere: a rank's threads follow from them, and the last bits of weights from its threads.
@@ -147,10 +158,12 @@ def main(out, base, fault, steps):
         shape = dataclasses.replace(shape, train_workers=1, max_train_workers=2)
     if fault == "drain":
         shape = dataclasses.replace(shape, max_failures=0)
+    if fits:
+        shape = dataclasses.replace(shape, train_workers=1, **FITS[fits])
     answers, ranks = [], [0]
     # Without regular snapshots, what a drained rank leaves was saved because of the notice.
     options = {"nan": {"weight_decay": 1e5}, "drain": {"checkpoint_every": 0}}
-    recipe = recipe_of(base, **options.get(fault, {}))
+    recipe = recipe_of(base, **options.get(fault, {}), **({"grades": (1, 3)} if fits else {}))
 
     def work():
         try:
@@ -161,7 +174,7 @@ def main(out, base, fault, steps):
     def look():  # how many ranks the last group had
         while thread.is_alive():
             with contextlib.suppress(ValueError, ray.exceptions.RayError):
-                ranks[0] = meter().get("ranks", ranks[0])
+                ranks[0] = num_ranks(meter()) or ranks[0]
             time.sleep(0.2)
 
     with session.session(shape):  # before any thread asks for an actor: that alone would start another Ray
@@ -181,4 +194,4 @@ def main(out, base, fault, steps):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5])
+    main(*sys.argv[1:])

@@ -65,6 +65,8 @@ def test_two_kills_change_nothing(finished_run, ray_temp):
             ours = rows(run, table, columns, names)
             assert ours == rows(theirs, table, columns, names), table
             assert max(ours.values()) == 1, f"{table} has doubled rows"
+        curves = {key.split("/")[2].split("-")[0] for key, _ in run.list("logs/tensorboard") if "tfevents" in key}
+        assert curves >= {"plain"}
         files, root = run.filesystem()  # Ray's own files in _ray have names that `Run.read` does not take
         objects = [files.open_input_stream(f"{root}/{key}").read() for key, size in run.list() if size]
         everything = b"".join(objects) + (said + last.stdout + last.stderr).encode()

@@ -17,7 +17,7 @@ from finetune_driver import recipe_of
 from safetensors.torch import load_file
 from small_run import make_run
 
-from raydr.cluster import snapshots
+from raydr.cluster import latents, snapshots
 from raydr.diffusion.state import State
 from raydr.storage import Run
 
@@ -37,13 +37,13 @@ def at_random(num_steps, first=1):
     return steps
 
 
-def fit(out, base, fault="none", steps=(), ray_temp="", code=0):
+def fit(out, base, fault="none", steps=(), ray_temp="", code=0, fits=""):
     """What the driver printed."""
     environment = os.environ | {"RAYDR_RAY_TEMP": str(ray_temp), "OMP_NUM_THREADS": "1"}
     environment["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("finetune_driver.py")), str(out), str(base), fault,
-         ",".join(map(str, steps))],
+         ",".join(map(str, steps)), fits],
         env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr[-4000:]
@@ -51,7 +51,9 @@ def fit(out, base, fault="none", steps=(), ray_temp="", code=0):
 
 
 def weights(out):
-    return {path.parent.name.split("-")[0]: load_file(path) for path in Path(out).glob("generators/*/pytorch_lora*")}
+    """{kind of grade 1, and kind-g3: weights}"""
+    found = {path.parent.name: load_file(path) for path in Path(out).glob("generators/*/pytorch_lora*")}
+    return {name.rpartition("-")[0].removesuffix("-g1"): tensors for name, tensors in found.items()}
 
 
 def losses(out):
@@ -66,7 +68,7 @@ def losses(out):
 
 
 def assert_same(one, other, tolerance=0.0):
-    assert one.keys() == other.keys() == {"plain", "ecc"}
+    assert one.keys() == other.keys() >= {"plain", "ecc"}
     for kind in one:
         for name, value in one[kind].items():
             assert (value - other[kind][name]).abs().max() <= tolerance, (kind, name)
@@ -81,7 +83,8 @@ def base(tmp_path_factory):
 def prepared(base, tmp_path_factory):
     """A run with photographs and an ensemble, and nothing fine-tuned."""
     out = tmp_path_factory.mktemp("prepared") / "out"
-    make_run(out, recipe_of(str(base)), samples_per_grade=1)
+    run = make_run(out, recipe_of(str(base)), samples_per_grade=1)
+    latents.run_here(recipe_of(str(base)), run, 1)
     return out
 
 
@@ -137,6 +140,21 @@ def test_a_drained_node_saves_itself_first_and_counts_as_no_failure(base, out, a
     # Training went on from there: the steps after it alone were made twice, and only once are they in the curve.
     assert losses(out) == losses(alone)
     assert 2 <= step < 12
+
+
+def test_fits_side_by_side_end_with_the_weights_of_one_and_go_on_from_its_snapshots(base, prepared, tmp_path, ray_temp):
+    one, several = tmp_path / "one", tmp_path / "several"
+    for folder in (one, several):
+        shutil.copytree(prepared, folder)
+    assert "done 1" in fit(one, base, ray_temp=ray_temp, fits="together")
+    fit(several, base, "driver", [7], ray_temp, code=-9, fits="together")
+    before = {snapshot.step for snapshot in snapshots.listed(Run(str(several)))}
+    assert 6 in before
+    assert "done 2" in fit(several, base, ray_temp=ray_temp, fits="apart")
+    assert set(weights(one)) == {"plain", "ecc", "plain-g3", "ecc-g3"}
+    assert_same(weights(several), weights(one))
+    steps = {path.name: json.loads(path.read_text()) for path in several.glob("logs/finetune/*.json")}
+    assert {len([event for event in events if event["event"] == "step"]) for events in steps.values()} == {8, 12}
 
 
 def test_one_rank_goes_on_where_two_began(base, out, alone):

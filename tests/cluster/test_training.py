@@ -48,6 +48,9 @@ def test_a_turn_and_a_copy_are_sentences():
     assert training.notes("ecc-g1", {"step": 1, "memorised": 0}) == []
 
 
+SETTINGS = {"meter": "m", "url": "/o", "name": "fit"}
+
+
 @pytest.fixture
 def meter(monkeypatch):
     """The stage's meter as a dict."""
@@ -66,16 +69,16 @@ def test_a_mistake_of_the_user_is_left_for_the_driver_and_not_repeated(meter, mo
 
     monkeypatch.setattr(training, "_train", fails)
     with pytest.raises(LeakageError):
-        training.train_loop({"meter": "m"})
-    assert type(meter["fatal"]) is LeakageError
-    training.train_loop({"meter": "m"})  # the restarted rank
+        training.train_loop(SETTINGS)
+    assert type(meter["fatal:fit"]) is LeakageError
+    training.train_loop(SETTINGS)  # the restarted rank
     assert calls == [1]
 
 
 def test_another_error_is_restarted(meter, monkeypatch):
     monkeypatch.setattr(training, "_train", lambda settings: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        training.train_loop({"meter": "m"})
+        training.train_loop(SETTINGS)
     assert meter == {}
 
 
@@ -85,8 +88,8 @@ def test_a_disk_that_is_full_for_tensorboard_is_one_sentence_for_the_driver(mete
 
     monkeypatch.setattr(training, "_train", fails)
     with pytest.raises(UserError, match=r"cannot use /o: the disk is full; mend that"):
-        training.train_loop({"meter": "m", "url": "/o"})
-    assert "\n" not in str(meter["fatal"])
+        training.train_loop(SETTINGS)
+    assert "\n" not in str(meter["fatal:fit"])
 
 
 HEARD = []

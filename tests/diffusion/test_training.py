@@ -138,7 +138,7 @@ def test_ranks_learn_what_one_does(shared, world_size, options):
         assert run.pool.grades == one.pool.grades
         for event, other in zip(events, expected, strict=True):
             assert event.keys() == other.keys()
-            for key in event.keys() & {"loss", "instance", "prior", "ecc", "grad_norm", "ecc_pool"}:
+            for key in event.keys() & {"loss", "instance", "prior", "ecc", "grad_norm", "ecc_pool", "ecc_grad_share"}:
                 assert event[key] == pytest.approx(other[key], rel=1e-4)
     assert_same(weights(runs[0][0]), weights(runs[-1][0]))
 

@@ -1,10 +1,13 @@
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from diffusion.small import CONFIG, trainer
 from raydr.diffusion import watch
+from raydr.identity import seed_of
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,53 @@ def test_grids_come_every_k_steps_from_the_same_noise(base):
     assert board.scalars["instance"] == board.scalars["prior"] == board.scalars["loss"] == [1, 2, 3, 4]
     assert board.scalars["validation"] == [2, 4]
     assert [("validation" in event) for event in events] == [False, True, False, True]
+
+
+def test_the_grid_of_a_joint_generator_shows_every_grade(base):
+    board, seen = Board(), []
+
+    def probe(images):
+        seen.append(images)
+        return ["DDR/7"] * len(images), np.ones(len(images)), np.zeros(len(images), bool)
+
+    config = dataclasses.replace(CONFIG, steps=1, validate_every=1, kinds=("plain",))
+    run, _ = trainer(base, config=config, grades=(1, 3), writer=board, probe=probe)
+    run.run()
+    px = CONFIG.px
+    assert board.images[1].shape == (2 * px, watch.NUM_GRID * px, 3)
+    rows = run.grid()
+    assert (rows[1, 2] == board.images[1][px : 2 * px, 2 * px : 3 * px]).all()
+    seeds = [seed_of("grid", 7, k) for k in range(watch.NUM_GRID)]
+    assert (rows[1] == run.sample(3, seeds, 2, config.ecc_guidance, watch.NUM_GRID)).all()
+    assert (rows[0] != rows[1]).any()
+    assert (seen[0] == np.concatenate(list(rows))).all()
+
+
+def gradients(run):
+    return torch.cat([parameter.grad.flatten() for parameter in run.weights.parameters])
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"accumulation": 2, "batch_pairs": 1}])
+def test_the_share_of_the_ecc_term_in_the_gradient_is_told_at_every_look(shared, options):
+    """Against the difference of two gradients, with the term and without; it changes nothing that is learnt."""
+    config = dataclasses.replace(CONFIG, max_grad_norm=1e9, validate_every=3, **options)
+    run, events = trainer(copy.deepcopy(shared), config=config, kind="ecc")
+    run.run(2)
+    state = run.state()
+    run.run(3)
+    without, _ = trainer(copy.deepcopy(shared), config=dataclasses.replace(config, w_ecc=0.0), kind="ecc")
+    without.restore(state)
+    without.run(3)
+    expected = (gradients(run) - gradients(without)).norm() / gradients(run).norm()
+    assert events[-1]["ecc_grad_share"] == pytest.approx(float(expected), rel=1e-3)
+    assert 0.05 < expected < 2
+    run.run()
+    told = [event["step"] for event in events if "ecc_grad_share" in event]
+    assert told == [3, 5]  # the looks; the last step is one
+    never, _ = trainer(copy.deepcopy(shared), config=dataclasses.replace(config, validate_every=0), kind="ecc")
+    never.run()
+    for name, value in never.state().weights.items():
+        assert torch.equal(value, run.state().weights[name]), name
 
 
 def test_grids_without_held_out_photographs(base):
