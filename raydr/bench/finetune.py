@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from raydr.bench import workload
+from raydr.bench import flops, workload
 from raydr.bench.fits import Point, median
 from raydr.bench.meter import Recording
 from raydr.bench.results import Measured, Pair, Peer
@@ -16,7 +16,8 @@ def run(bench: Rig) -> None:
     steps, base = bench.sizes.finetune_steps, bench.recipe
     one = workload.training(base, steps)
     samples = 2.0 * one.finetune.batch_pairs
-    verdict = _train_pair(bench, "finetune", one, workers=1, bar=0.97)
+    work = sample_flops(bench, one)
+    verdict = _train_pair(bench, "finetune", one, 1, 0.97, work)
     rates = []
     for _ in range(bench.sizes.repeats):
         target = bench.copy("finetune-accelerate", generators=False)
@@ -27,7 +28,7 @@ def run(bench: Rig) -> None:
     bench.peer(Peer("accelerate loop", "finetune", "samples", median(rates), verdict.pipeline, ratios, note))
     if bench.cpus < 2 or bench.device != "cpu":
         return
-    pair = _train_pair(bench, "finetune, 2 workers", one, workers=2, bar=0.95)
+    pair = _train_pair(bench, "finetune, 2 workers", one, 2, 0.95, work)
     target = bench.copy("finetune-one", generators=False)
     arguments = {"url": target.url, "recipe": plain(one), "threads": 1, "device": bench.device}
     alone = bench.bare("train_generator", workload.steps(target, samples), arguments)
@@ -36,7 +37,19 @@ def run(bench: Rig) -> None:
     )
 
 
-def _train_pair(bench: Rig, name: str, recipe: Recipe, workers: int, bar: float) -> Pair:
+def sample_flops(bench: Rig, recipe: Recipe) -> tuple[float, float]:
+    """(FLOPs of one sample of a step, forward and backward; peak FLOP/s of the device at the training's precision)."""
+    from raydr.bench.steps import trainer
+    from raydr.diffusion.model import PRECISIONS, load_base
+
+    config = recipe.finetune
+    run = trainer(load_base(config.base, config.precision, config.revision, bench.device), config, 8)
+    each = flops.count(lambda: run.run(1)) / (2 * config.batch_pairs * config.accumulation)
+    run.close()
+    return each, flops.peak_flops(bench.device, PRECISIONS[config.precision])
+
+
+def _train_pair(bench: Rig, name: str, recipe: Recipe, workers: int, bar: float, work: tuple[float, float]) -> Pair:
     """`workers` ranks of Ray Train against as many bare processes with the same pairs each."""
     samples, threads = 2.0 * recipe.finetune.batch_pairs, max(1, bench.cpus // workers)
     shape = dataclasses.replace(bench.shape, train_workers=workers)
@@ -56,4 +69,4 @@ def _train_pair(bench: Rig, name: str, recipe: Recipe, workers: int, bar: float)
 
         return bench.bare("train_generator", points, *[common | {"url": target.url} for target in targets])
 
-    return bench.pair(name, "samples", pipeline, bare, bar=bar)
+    return bench.pair(name, "samples", pipeline, bare, bar=bar, flops=work[0], peak_flops=work[1])

@@ -4,8 +4,10 @@ The kernels are the stages' own (sampler, ensemble, Trainer); what a weight hold
 """
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,11 @@ import torch
 from raydr import terminal
 from raydr.bench import flops
 from raydr.bench.results import Result
+from raydr.bench.steps import trainer
 from raydr.config import Finetune, Grader, Sampler
-from raydr.diffusion.latents import LatentCache
+from raydr.diffusion.compiling import compile_parts
 from raydr.diffusion.model import PRECISIONS, Base
 from raydr.diffusion.sampler import PromptCache, decode, sample_latents
-from raydr.diffusion.state import Photographs, Spec
-from raydr.diffusion.training import Trainer
 from raydr.errors import UserError
 from raydr.grading.backbones import build
 from raydr.grading.ensemble import Ensemble, Meta
@@ -68,9 +69,10 @@ def run(result: Result, device: str = "cuda") -> None:
     scoring(result, graders, PX, 16, device, peak)
     config = Finetune(px=PX, batch_pairs=3, precision="bf16", learning_rate=1e-5, grades=(3,), kinds=("plain",))
     config = dataclasses.replace(config, gradient_checkpointing=True)
-    tuning(result, base, config, 64, peak)
-    compiled = dataclasses.replace(base, unet=torch.compile(base.unet, mode="max-autotune-no-cudagraphs"))
-    generation(result, compiled, sampler, PX, peak, "compiled")
+    cached, uncached = (tuning(result, base, config, 64, peak, live=live) for live in (False, True))
+    result.add("LoRA, cached over uncached", cached / uncached, "x", "pixels one at a time, words free; bar 1.4")
+    # Last: the parts stay compiled.
+    generation(result, base, dataclasses.replace(sampler, compiled=True), PX, peak, "compiled")
 
 
 def rate(work: Callable[[], Any], device: str, units: int, calls: int = 2) -> float:
@@ -95,20 +97,23 @@ def _say(result: Result, name: str, per_second: float, unit: str, each: float, p
 
 
 def generation(result: Result, base: Base, sampler: Sampler, px: int, peak: float, how: str) -> float:
-    """Images/s of one batch after the other, decoded; FLOPs as the uncompiled modules have them."""
+    """Images/s of one batch after the other, decoded; FLOPs as the uncompiled modules have them.
+
+    With `sampler.compiled` the parts of `base` are compiled as the generators' are, and stay so.
+    """
     prompts, seeds = PromptCache(base), list(range(sampler.batch))
 
     def once() -> Any:
         return decode(base, sample_latents(base, prompts, "an image", seeds, sampler, px), sampler.batch)
 
-    # A counter sees through no compiled graph; its work is that of the modules inside.
-    plain = dataclasses.replace(base, unet=getattr(base.unet, "_orig_mod", base.unet))
     one = dataclasses.replace(sampler, steps=1, batch=1)
-    latents = sample_latents(plain, prompts, "an image", [0], one, px)
-    decoding = flops.count(lambda: decode(plain, latents, 1))
-    step = flops.count(lambda: sample_latents(plain, prompts, "an image", [0], one, px))
+    latents = sample_latents(base, prompts, "an image", [0], one, px)
+    decoding = flops.count(lambda: decode(base, latents, 1))
+    step = flops.count(lambda: sample_latents(base, prompts, "an image", [0], one, px))
     calls = sampler.steps + (sampler.name == "base")  # PNDM repeats its second step
     each = calls * step + decoding
+    if sampler.compiled:  # only now: a counter sees through no compiled graph
+        compile_parts(base, Path(tempfile.gettempdir()) / "raydr-bench-inductor")
     found = rate(once, base.device.type, sampler.batch)
     _say(result, f"generation, {how}", found, "images", each, peak)
     return found
@@ -125,24 +130,29 @@ def scoring(result: Result, graders: list[Grader], px: int, batch: int, device: 
     return found
 
 
-def tuning(result: Result, base: Base, config: Finetune, num_photographs: int, peak: float, steps: int = 3) -> float:
-    """Samples/s (an instance and a prior image are two) of the Trainer on cached latents, and its peak memory."""
-    side = config.px // base.latent_factor
-    shape = (num_photographs, 2, base.unet.config.in_channels, side, side)
-    cache = LatentCache(torch.randn(shape), torch.full(shape, 0.1))
-    ids = tuple(f"DDR/{k}" for k in range(num_photographs))
-    grades = np.full(num_photographs, config.grades[0], dtype=np.int64)
-    photographs = Photographs(ids, grades, ("DDR",) * num_photographs, cache)
-    config = dataclasses.replace(config, steps=10_000, ecc_start=5_000, validate_every=0)
-    trainer = Trainer(base, config, Spec("bench", "plain", config.grades, "DDR", 1), photographs, photographs)
+def tuning(
+    result: Result,
+    base: Base,
+    config: Finetune,
+    num_photographs: int,
+    peak: float,
+    steps: int = 3,
+    live: bool = False,
+) -> float:
+    """Samples/s (an instance and a prior image are two) of the Trainer on cached latents, and its peak memory.
+
+    `live`: without the cache, every photograph through the VAE as it is drawn, one at a time.
+    """
+    run = trainer(base, config, num_photographs, live)
     samples = 2 * config.batch_pairs
     if base.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    each = flops.count(lambda: trainer.run(trainer.step + 1)) / samples
-    found = rate(lambda: trainer.run(trainer.step + 1), base.device.type, samples, steps)
-    trainer.close()
-    _say(result, "LoRA, cached latents", found, "samples", each, peak)
+    each = flops.count(lambda: run.run(run.step + 1)) / samples
+    found = rate(lambda: run.run(run.step + 1), base.device.type, samples, steps)
+    run.close()
+    name = "LoRA, uncached" if live else "LoRA, cached latents"
+    _say(result, name, found, "samples", each, peak)
     if base.device.type == "cuda":
         held = torch.cuda.max_memory_allocated() / 2**30
-        result.add("LoRA, peak memory", held, "GiB", f"{config.batch_pairs} pairs of {config.px} px; bar 24")
+        result.add(f"{name}, peak memory", held, "GiB", f"{config.batch_pairs} pairs of {config.px} px; bar 24")
     return found

@@ -13,6 +13,7 @@ machine's.
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -163,6 +164,15 @@ def _fields(words: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 2 after one sentence about a user's mistake."""
+    try:
+        return _run(argv)
+    except UserError as error:
+        print(f"raydr: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser("raydr.bench.schedules", description=__doc__)
     parser.add_argument("out", metavar="OUT", help="run with photographs and an ensemble")
     parser.add_argument("--seeds", type=int, default=5, help="paired runs (default: 5)")

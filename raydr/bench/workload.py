@@ -36,7 +36,7 @@ SHARD = 16
 class Sizes:
     """How much of each stage a run of the command measures."""
 
-    repeats: int = 3
+    repeats: int = 5
     phantom_shards: int = 24  # of 64
     photographs: tuple[int, int] = (256, 2048)
     synthesis_shards: int = 6  # of SHARD images

@@ -41,11 +41,26 @@ def test_every_case_gives_a_rate_and_its_share_of_the_peak(base):
 
     gpu.scoring(result, [Grader(backbone="test_resnet", px=32)] * 2, 32, 4, "cpu", 1e12)
     config = Finetune(grades=(3,), kinds=("plain",), batch_pairs=1)
-    gpu.tuning(result, base, config, 4, 1e12, steps=1)
-    assert set(result.values) == {"generation, eager", "scoring, 2 graders", "LoRA, cached latents"}
+    cached = gpu.tuning(result, base, config, 4, 1e12, steps=1)
+    uncached = gpu.tuning(result, base, config, 4, 1e12, steps=1, live=True)
+    names = {"generation, eager", "scoring, 2 graders", "LoRA, cached latents", "LoRA, uncached"}
+    assert set(result.values) == names
+    work = [float(result.values[name]["note"].split()[0]) for name in ("LoRA, uncached", "LoRA, cached latents")]
+    assert work[0] > 1.2 * work[1]  # the VAE's encoder
+    assert cached > 0 < uncached
     assert all(item["value"] > 0 and "MFU" in item["note"] for item in result.values.values())
     # The adapter is off again: what comes after measures the plain base.
     assert not any("lora" in name for name, _ in base.unet.named_parameters())
+
+
+def test_what_is_compiled_is_what_the_generators_compile_and_its_work_is_counted_before(base, monkeypatch):
+    order = []
+    monkeypatch.setattr(gpu, "compile_parts", lambda parts, cache: order.append(parts is base))
+    counted = flops.count
+    monkeypatch.setattr(flops, "count", lambda work: order.append("counted") or counted(work))
+    sampler = Sampler(steps=1, batch=1, compiled=True)
+    gpu.generation(results.Result({}), base, sampler, 64, 1e12, "compiled")
+    assert order == ["counted", "counted", True]
 
 
 def test_a_wordless_base_is_a_base(base):

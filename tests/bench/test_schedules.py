@@ -31,6 +31,12 @@ def test_fields_of_the_cheap_schedule():
             schedules._fields([word])
 
 
+def test_a_mistake_is_one_sentence(tmp_path, capsys):
+    assert schedules.main([str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err.startswith("raydr: There is no run in")
+    assert schedules.main([str(tmp_path / "nothing"), "--cheap", "steps=5"]) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_cheap_schedule_costs_less(tmp_path, capsys, monkeypatch):

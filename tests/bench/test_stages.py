@@ -74,6 +74,8 @@ def test_finetune(bench, monkeypatch):
     one, two = bench.result.pairs
     assert (one.name, two.name) == ("finetune", "finetune, 2 workers")
     assert one.efficiency > 0
+    assert one.flops == two.flops > 1e8
+    assert 0 < one.mfu < 1
     assert bench.result.peers[0].name == "accelerate loop"
     assert bench.result.values["two bare trainings over one"]["value"] > 0
 

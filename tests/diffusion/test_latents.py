@@ -63,11 +63,11 @@ def test_without_a_cache_the_same_is_drawn(base, pixels):
 
 @pytest.mark.slow
 def test_the_cache_saves_time_at_equal_loss(capsys):
-    """The shipped base, steps of both kinds in turns; the ratio that is printed is the README's."""
+    """The shipped base, steps of both kinds in turns: others' load falls on neighbours alike, so their ratios count."""
     images = np.stack([render(1, index, index % 5, 64)[0] for index in range(20)])
     known = load_base("phantom")
     cache = encode(known, lambda part: images[part], 20)
-    config = Finetune(steps=16, batch_pairs=4, validate_every=0, kinds=("plain",))
+    config = Finetune(steps=40, batch_pairs=4, validate_every=0, kinds=("plain",))
     runs = []
     for live in (False, True):
         base = copy.deepcopy(known)
@@ -87,7 +87,8 @@ def test_the_cache_saves_time_at_equal_loss(capsys):
             run.run(step)
     losses = [[event["loss"] for event in heard] for _, heard in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    cached, uncached = (np.median([event["step_seconds"] for event in heard[2:]]) for _, heard in runs)
+    cached, uncached = (np.array([event["step_seconds"] for event in heard[2:]]) for _, heard in runs)
+    ratio = np.median(uncached / cached)
     with capsys.disabled():
-        print(f"\ncached {8 / cached:.1f}, uncached {8 / uncached:.1f} samples/s: {uncached / cached:.2f}x")
-    assert uncached / cached > 1.2  # 1.44 measured on two busy cores; SD 1.5 has more VAE to save: 1.66 by FLOPs
+        print(f"\ncached {8 / np.median(cached):.1f}, uncached {8 / np.median(uncached):.1f} samples/s: {ratio:.2f}x")
+    assert ratio >= 1.4  # SD 1.5 has more VAE to save: 1.66 by FLOPs

@@ -79,7 +79,7 @@ def gradients(run):
     return torch.cat([parameter.grad.flatten() for parameter in run.weights.parameters])
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"accumulation": 2, "batch_pairs": 1}])
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "accumulation": 2, "batch_pairs": 1}])
 def test_the_share_of_the_ecc_term_in_the_gradient_is_told_at_every_look(shared, options):
     """Against the difference of two gradients, with the term and without; it changes nothing that is learnt."""
     config = dataclasses.replace(CONFIG, max_grad_norm=1e9, validate_every=3, **options)
