@@ -1,5 +1,6 @@
 """Fine-tuning is hurt at many steps, and ends with the weights of a run that was left alone."""
 
+import base64
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from small_run import make_run
 
 from raydr.cluster import latents, snapshots
 from raydr.diffusion.state import State
+from raydr.grading.ensemble import hash_ids
 from raydr.storage import Run
 
 # Printed, to be set again where a test failed.
@@ -198,6 +200,18 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_fit_goes_on_after(base, sm
     (small_disk / "filler").unlink()
     assert "done 2" in fit(small_disk, base, ray_temp=ray_temp)
     assert_same(weights(small_disk), weights(alone))
+
+
+def test_an_ensemble_that_saw_what_is_held_out_ends_the_fit_with_its_member_and_the_split(base, out, ray_temp):
+    seen = [f"DDR/validation-{grade}-0" for grade in range(5)]
+    (path,) = out.glob("graders/*/01-*/grader.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"trained_on": base64.b64encode(hash_ids(seen).tobytes()).decode()}))
+    told = fit(out, base, ray_temp=ray_temp, code=1)
+    (sentence,) = [line for line in told.splitlines() if line.startswith("refused ")]
+    assert f"ensemble member {path.parent.name!r}" in sentence
+    assert "was trained on 5 of 20 validation photographs: train the ensemble without them" in sentence
+    assert not list(out.glob("generators/*"))
 
 
 def test_a_loss_that_is_no_number_ends_the_fit_and_keeps_the_last_good_snapshot(base, out, ray_temp):
