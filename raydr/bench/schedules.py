@@ -7,14 +7,14 @@ ECC again and again: as the recipe says, with each cheap schedule, and without t
 much there is to lose. Compared over seeds, paired: the validation loss at the end, and the share of fresh images
 (equal noise, the recipe's own sampler) whose ensemble mean reaches the threshold. Equivalence is claimed by two
 one-sided t-tests with a margin of one point: 1 % of the loss, .01 of acceptance. Needs no Ray; the seconds are this
-machine's.
+machine's. Each run is kept in OUT/logs/schedules: the same command goes on where it was stopped.
 """
 
 import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,14 @@ from raydr.cluster import ensemble, finetune, latents
 from raydr.cluster.training import ecc_cost
 from raydr.config import Finetune, Recipe
 from raydr.errors import UserError
-from raydr.identity import seed_of
+from raydr.identity import fingerprint, seed_of
 from raydr.record import stored_recipe
 from raydr.storage import Run
 
 # Fewer steps of the multistep solver, and a refresh that ends with a full pool.
 CHEAP = {"ecc_steps": 5, "ecc_pool": 24}
 MARGIN = 0.01
-FULL = "full"
+FULL, KEPT = "full", "logs/schedules"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +74,14 @@ def compare(
     setup = Setup(base, roles, judge, finetune.dataset_of(recipe, target), config, grade, num_images)
     found = []
     for number in range(num_seeds):
-        outcomes = setup.outcomes(schedules, seed_of("schedules", recipe.seed, number))
-        found.append(outcomes)
-        for name, one in outcomes.items():
+        seed = seed_of("schedules", recipe.seed, number)
+        whole = ("schedules", config, grade, num_images, seed, known)
+        keys = {name: f"{KEPT}/{fingerprint(*whole, fields)[:16]}.json" for name, fields in schedules.items()}
+        missing = {name: fields for name, fields in schedules.items() if not target.exists(keys[name])}
+        for name, one in setup.outcomes(missing, seed) if missing else ():
+            target.replace_json(keys[name], dataclasses.asdict(one))
+        found.append({name: Outcome(**target.read_json(key)) for name, key in keys.items()})
+        for name, one in found[-1].items():
             cost = f"a refresh {one.ratio:.2f}x the training" if one.refresh_seconds else "no refresh"
             on_event(f"seed {number}, {name}: validation {one.validation:.4f}, acceptance {one.acceptance:.3f}, {cost}")
     return found
@@ -104,13 +109,14 @@ class Setup:
             self.roles["validation"], self.judge, on_event=on_event,
         )  # fmt: skip
 
-    def outcomes(self, schedules: dict[str, dict[str, Any]], seed: int) -> dict[str, Outcome]:
+    def outcomes(self, schedules: dict[str, dict[str, Any]], seed: int) -> Iterator[tuple[str, Outcome]]:
         """One plain run to the branch, and from there one run a schedule."""
         plain = self.trainer(self.config, "plain", seed, lambda event: None)
         plain.run(self.config.ecc_start)
         branch = plain.state()
         plain.close()
-        return {name: self.outcome(fields, seed, branch) for name, fields in schedules.items()}
+        for name, fields in schedules.items():
+            yield name, self.outcome(fields, seed, branch)
 
     def outcome(self, fields: dict[str, Any], seed: int, branch: Any) -> Outcome:
         config = dataclasses.replace(self.config, **fields)

@@ -63,3 +63,9 @@ def test_a_cheap_schedule_costs_less(tmp_path, capsys, monkeypatch):
     assert found["ratio_cheap"] < 0.6 * found["ratio_full"]
     assert told["ecc_every=12"]["ratio_cheap"] < 0.8 * found["ratio_full"]
     assert told["w_ecc=0"]["ratio_cheap"] == 0
+    # Again: nothing is trained twice.
+    monkeypatch.setattr(schedules.Setup, "outcome", None)
+    monkeypatch.setattr(schedules.Setup, "trainer", None)
+    assert schedules.main([target.url, "--images", "16", *cheap]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed[printed.index("{") :]) == told
