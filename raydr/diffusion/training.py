@@ -18,14 +18,15 @@ from torch import Tensor
 
 from raydr.config import Finetune, Sampler
 from raydr.diffusion import ecc, losses, watch
+from raydr.diffusion.draws import Draws
 from raydr.diffusion.leak import SignalLeak
 from raydr.diffusion.model import PRECISIONS, Base, from_uint8
 from raydr.diffusion.sampler import PromptCache, decode, sample_latents
 from raydr.diffusion.state import Alone, Photographs, Ranks, Spec, State
 from raydr.diffusion.weights import Weights
 from raydr.errors import UserError
-from raydr.identity import rng_of, seed_of
-from raydr.prompts import instance_prompt, prior_prompt
+from raydr.identity import seed_of
+from raydr.prompts import instance_prompt
 
 
 @dataclass
@@ -59,6 +60,8 @@ class Trainer:
                     f"There is no training photograph of grade {grade} to fine-tune on: leave it out of "
                     "finetune.grades, or ingest some"
                 )
+        timesteps, offset = self.base.scheduler.config.num_train_timesteps, self.config.noise_offset
+        self.draws = Draws(self.spec, self.instance, self.rows, self.prior, timesteps, offset)
         if self.config.gradient_checkpointing:
             self.base.unet.enable_gradient_checkpointing()
         self.weights = Weights(self.base, self.config, seed_of("lora", self.spec.seed))
@@ -180,36 +183,8 @@ class Trainer:
         return self.base.unet(noisy, timesteps.to(self.base.device), words.to(self.base.device, dtype)).sample
 
     def _batch(self, positions: list[int], has_pool: bool) -> tuple[Tensor, list[str], Tensor, Tensor]:
-        """Latents (B, C, h, w), prompts, noise and timesteps: instances, then priors, then pool images."""
-        latents, prompts, noises, timesteps = [], [], [], []
-        num_timesteps = self.base.scheduler.config.num_train_timesteps
-        shape = self.instance.latents.shape
-        for role in ("instance", "prior", "ecc")[: 3 if has_pool else 2]:
-            for position in positions:
-                rng = rng_of("finetune", self.spec.seed, self.step, role, position)
-                noise_rng = torch.Generator().manual_seed(seed_of("noise", self.spec.seed, self.step, role, position))
-                posterior, noise = torch.randn((2, *shape), generator=noise_rng)
-                if self.config.noise_offset:
-                    noise = noise + self.config.noise_offset * torch.randn((shape[0], 1, 1), generator=noise_rng)
-                if role == "instance":
-                    row = int(self.rows[rng.integers(len(self.rows))])
-                    image = self.instance.latents.sample([row], [int(rng.integers(2))], posterior[None])[0]
-                    prompt = instance_prompt(self.spec.dataset, int(self.instance.grades[row]))
-                elif role == "prior":
-                    row = int(rng.integers(len(self.prior.image_ids)))
-                    image = self.prior.latents.sample([row], [int(rng.integers(2))], posterior[None])[0]
-                    grade = int(self.prior.grades[row])
-                    prompt = prior_prompt(self.prior.datasets[row], grade if grade >= 0 else None, rng)
-                else:
-                    assert self.pool.latents is not None
-                    k = int(rng.integers(len(self.pool)))
-                    image = self.pool.latents[k].flip(-1) if rng.integers(2) else self.pool.latents[k]
-                    prompt = instance_prompt(self.spec.dataset, self.pool.grades[k])
-                latents.append(image)
-                prompts.append(prompt)
-                noises.append(noise)
-                timesteps.append(int(rng.integers(num_timesteps)))
-        return torch.stack(latents), prompts, torch.stack(noises), torch.tensor(timesteps)
+        """`Draws.batch` of this step."""
+        return self.draws.batch(self.step, positions, self.pool if has_pool else None)
 
     # -- explicit class conditioning -------------------------------------------------------------
 
