@@ -116,11 +116,19 @@ def parser() -> argparse.ArgumentParser:
         choices=["all", "ingest", "score", "synthesize", "finetune", "sweep", "scaling", "memory", "gpu"],
         help="default: all, the five stages; scaling, memory and gpu (SD 1.5 shapes) run only by name",
     )
-    bench.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
+    bench.add_argument("--shape", default="laptop", help="laptop or workstation: what one machine is (default: laptop)")
     bench.add_argument("--json", metavar="FILE", help="write the figures there, and the tables beside it as FILE.md")
     bench.add_argument("--against", metavar="FILE", help="an earlier --json: say what moved beyond noise")
     bench.add_argument("--quick", action="store_true", help="one small pair a stage: a smoke test, not a measurement")
     bench.add_argument("--work", metavar="DIR", help="where to measure (default: a temporary folder, removed)")
+    for name, what in (
+        ("actors", "sleeping generators (default: 1 2 4 8 16 32 64, 93 MB each)"),
+        ("planned", "planned rows (default: 10000 to 10000000)"),
+        ("rows", "rows of a tree that is there (default: 100000 1000000 10000000; the last takes 3 GB of disk)"),
+    ):
+        bench.add_argument(
+            f"--{name}", nargs="*", type=int, metavar="N", help=f"of scaling: {what}; nothing leaves the curve out"
+        )
     base = command("base", "build the small phantom base from nothing (about two hours on 2 cores; resumes)")
     base.add_argument("-h", "--help", action="help", help="show this and exit")
     base.add_argument("name", choices=["phantom"])

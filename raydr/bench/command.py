@@ -1,10 +1,14 @@
 """`raydr bench`: measure stages against their bare loops and peers, print the tables, keep the JSON."""
 
+import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from raydr import shapes, terminal
 from raydr.bench import finetune, gpu, ingest, memory, plots, results, scaling, score, sweep, synthesize
@@ -12,6 +16,7 @@ from raydr.bench.rig import Rig, machine
 from raydr.bench.workload import FULL, QUICK
 from raydr.cluster import session
 from raydr.errors import UserError
+from raydr.shapes import Shape
 
 # In the order in which `all` runs them: what needs nothing prepared first.
 STAGES: dict[str, Callable[[Rig], None]] = {
@@ -25,8 +30,8 @@ STAGES: dict[str, Callable[[Rig], None]] = {
 
 def run(options: Any) -> int:
     """Measure what is asked for; writes FILE and FILE.md where --json names one."""
-    if options.shape not in shapes.SHAPES:
-        raise UserError(f"There is no shape {options.shape!r}: choose one of {', '.join(shapes.SHAPES)}")
+    shape = one_machine(options.shape)
+    scales = curves(options)
     before = results.load(options.against) if options.against else None
     sizes = QUICK if options.quick else FULL
     folder = Path(options.work or tempfile.mkdtemp(prefix="raydr-bench-"))
@@ -35,14 +40,14 @@ def run(options: Any) -> int:
     clock = terminal.Clock()
     try:
         if options.what == "scaling":
-            scaling.run(folder, result, options.quick)  # starts Ray with more logical CPUs than there are
+            scaling.run(folder, result, scales)  # starts Ray with more logical CPUs than there are
         elif options.what == "gpu":
             gpu.run(result)
         elif options.what == "memory":
-            with session.session(shapes.SHAPES[options.shape]):
+            with session.session(shape):
                 memory.run(folder, result, memory.QUICK_SIZES if options.quick else memory.SIZES)
         else:
-            stages(options, Rig(folder, shapes.SHAPES[options.shape], sizes, result))
+            stages(options, Rig(folder, shape, sizes, result))
     finally:
         if not options.work:
             shutil.rmtree(folder, ignore_errors=True)
@@ -52,6 +57,39 @@ def run(options: Any) -> int:
     for line in results.compare(before, result) if before else []:
         terminal.note(line)
     return 0
+
+
+def one_machine(name: str) -> Shape:
+    """The shape `name` with a Ray of its own on this machine, whatever cluster the command runs in.
+
+    Both arms of a pair must have the same machine, and the meter sees its processes alone. Raises UserError for a
+    shape that spreads over machines, and for one with GPUs where this machine has none.
+    """
+    if name not in shapes.SHAPES:
+        raise UserError(f"There is no shape {name!r}: choose one of {', '.join(shapes.SHAPES)}")
+    shape = shapes.SHAPES[name]
+    if shape.address:
+        raise UserError(
+            f"bench measures the one machine that it runs on, and the shape {name} spreads over a cluster: take "
+            "--shape workstation, as a job on a GPU node with `ray job submit --entrypoint-num-gpus 1`"
+        )
+    if shape.generator_gpus and not torch.cuda.is_available():
+        raise UserError(
+            f"The shape {name} takes a GPU, and PyTorch sees none here: take --shape laptop, or run bench on a machine "
+            "that has one"
+        )
+    # What a job says of its cluster would be taken up by the Ray that starts here.
+    os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
+    return dataclasses.replace(shape, address="local")
+
+
+def curves(options: Any) -> scaling.Sizes:
+    """Sizes of `bench scaling`: its defaults, or those that are named; UserError where something else is measured."""
+    named = {name: getattr(options, name) for name in ("actors", "planned", "rows")}
+    given: dict[str, Any] = {name: tuple(sorted(set(value))) for name, value in named.items() if value is not None}
+    if given and options.what != "scaling":
+        raise UserError(f"--{next(iter(given))} belongs to `raydr bench scaling`, not to bench {options.what}")
+    return dataclasses.replace(scaling.QUICK if options.quick else scaling.FULL, **given)
 
 
 def stages(options: Any, rig: Rig) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-__all__ = ["Line", "Ratios", "abba", "at", "fit", "median", "moved", "ratios", "steady"]
+__all__ = ["Line", "Ratios", "abba", "at", "fit", "median", "moved", "ratios", "steady", "waves"]
 
 Point = tuple[float, float]  # (units done, seconds since the start)
 
@@ -44,6 +44,16 @@ def steady(points: Sequence[Point], warm_up: float = 0.2) -> list[Point]:
     ordered = sorted(points)
     kept = [point for point in ordered if point[0] > warm_up * ordered[-1][0]]
     return kept if len({x for x, _ in kept}) >= 2 else list(ordered)
+
+
+def waves(points: Sequence[Point], width: int) -> list[Point]:
+    """The last of each `width` of `points`, or all points where that leaves fewer than two.
+
+    Workers that take equally long finish together. A line through all of their marks is too flat: through two waves
+    of two it reads 1.25 times the rate, through three 1.09 times.
+    """
+    kept = list(points)[width - 1 :: width]
+    return kept if len(kept) >= 2 else list(points)
 
 
 def at(series: Sequence[Point], x: float) -> float:

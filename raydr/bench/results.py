@@ -158,13 +158,41 @@ def load(path: str) -> dict[str, Any]:
     return record
 
 
+# Rows of a scaling curve are compared where this column is equal.
+SIZES = {"actors": "actors", "plan": "planned_rows", "tree": "rows"}
+# Single values and points of curves have no spread: less than this share is never worth a line.
+WORTH_SAYING = 0.2
+
+
 def compare(before: dict[str, Any], after: Result) -> list[str]:
-    """One line a pair and a peer that both hold: what moved beyond noise, and what cannot be told."""
+    """What both results hold and where they differ: pairs and peers by their spread, single figures by their change.
+
+    One line a pair and a peer: moved beyond noise, or not to be told. Single values and curves were measured once, so
+    their noise is unknown: those that changed by `WORTH_SAYING` are listed, the others counted.
+    """
     old = {pair["name"]: pair["ratios"] for pair in before["pairs"]}
     lines = [_line(pair.name, "efficiency", old[pair.name], pair.ratios) for pair in after.pairs if pair.name in old]
     old_peers = {f"{peer['stage']} / {peer['name']}": peer["ratios"] for peer in before["peers"]}
     both = [(f"{peer.stage} / {peer.name}", peer) for peer in after.peers]
-    return lines + [_line(name, "speed-up", old_peers[name], peer.ratios) for name, peer in both if name in old_peers]
+    lines += [_line(name, "speed-up", old_peers[name], peer.ratios) for name, peer in both if name in old_peers]
+    was, now = _single(before["values"], before["scaling"]), _single(after.values, after.scaling)
+    common = [name for name in now if name in was]
+    changed = [name for name in common if abs(now[name] - was[name]) > WORTH_SAYING * abs(was[name])]
+    for name in changed:
+        share = f" ({now[name] / was[name] - 1:+.0%})" if was[name] else ""
+        lines.append(f"{name}: {was[name]:.4g} -> {now[name]:.4g}{share}, measured once each: noise unknown")
+    if len(common) > len(changed):
+        lines.append(f"{len(common) - len(changed)} single figures within {WORTH_SAYING:.0%}")
+    return lines
+
+
+def _single(values: dict[str, dict[str, Any]], scaling: dict[str, Any]) -> dict[str, float]:
+    """{name: value} of all figures without a spread, those of curves named by their size."""
+    found = {f"{name}, {item['unit']}": item["value"] for name, item in values.items()}
+    for curve, size in SIZES.items():
+        for row in scaling.get(curve, []):
+            found |= {f"{curve} at {row[size]}: {name}": value for name, value in row.items() if name != size}
+    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def _line(name: str, what: str, before: Any, after: Any) -> str:
@@ -174,7 +202,7 @@ def _line(name: str, what: str, before: Any, after: Any) -> str:
 
 
 def markdown(result: Result) -> str:
-    """Tables of pairs, peers and single values."""
+    """Tables of pairs, peers, single values and scaling curves."""
     machine = result.machine
     text = [
         f"{machine['cpu']}, {machine['cpus']} cores, torch {machine['torch']}, Ray {machine['ray']}, revision "
@@ -200,8 +228,19 @@ def markdown(result: Result) -> str:
         text += [
             f"| {name} | {item['value']:.4g} {item['unit']} | {item['note']} |" for name, item in result.values.items()
         ]
+    for curve in SIZES:
+        if result.scaling.get(curve):
+            text += ["", *_curve(curve, result.scaling[curve])]
     notes = [f"- {pair.name}: {pair.note}" for pair in result.pairs if pair.note]
     return "\n".join([*text, *(["", *notes] if notes else [])]) + "\n"
+
+
+def _curve(name: str, rows: list[dict[str, Any]]) -> list[str]:
+    """A scaling curve as a table: one column a size, so that twelve quantities fit a page."""
+    size = SIZES[name]
+    head = [f"| {size} | " + " | ".join(f"{row[size]:,}" for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    names = [key for key in rows[0] if key != size]
+    return head + [f"| {key} | " + " | ".join(f"{row[key]:.4g}" for row in rows) + " |" for key in names]
 
 
 def _row(pair: Pair) -> str:

@@ -2,41 +2,60 @@
 
     actors   images/s against generator actors; a perfect pool makes actors / seconds shards a second
     plan     the driver's CPU, memory and time to the first commit against planned rows
-    tree     seconds to list, resume, verify and select against rows that are there, written by the sink's own commit
+    tree     seconds to plan, resume, verify, select and report against rows that are there (see bench.trees)
 
-One Data actor takes about 93 MB, so beyond 16 the curve is extrapolated from the driver's CPU a shard.
+An actor takes about 93 MB, so the curve ends at 64 of them. What lies beyond is derived: a line through the driver's
+CPU-seconds against shards says how many shards a second one driver can pass on, and so how many GPUs it can feed.
 """
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from raydr import schema, shards, terminal
-from raydr.bench import workload
-from raydr.bench.fits import fit, steady
+from raydr import terminal
+from raydr.bench import trees, workload
+from raydr.bench.fits import fit, steady, waves
 from raydr.bench.meter import recording
 from raydr.bench.results import Result
+from raydr.bench.trees import GENERATOR, GRADE, SHARD, SIDE
 from raydr.cluster import session, synthesize
 from raydr.config import Recipe, Sampler, Synthesize
-from raydr.identity import sha256
-from raydr.images import encode
+from raydr.errors import UserError
 from raydr.leases import Target
 from raydr.shapes import Shape
 from raydr.storage import Run
 
-GENERATOR, GRADE = "plain-g3-sleeping", 3
-SHARD = 64
 SLEEP_SECONDS = 2.0
-SIDE = 16
-ACTORS = (1, 2, 4, 8, 16)
-PLANNED = (10_000, 100_000, 1_000_000, 10_000_000)
-ROWS = (12_800, 102_400)
+# Images a second of one H100 at SD 1.5's shapes: the goal of 30 guided steps in batches of 16, not a measurement.
+ASSUMED_RATE = 7.0
+GPUS = (1, 8, 64)
+# More of one core the driver should not be busy with, or it is late for what it does not do often.
+BUSY = 0.5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Where the curves are measured; an empty one is left out."""
+
+    actors: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    planned: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    rows: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
+    shards_each: int = 8  # of an actor
+
+    def __post_init__(self) -> None:
+        for number in (*self.actors, *self.planned, *self.rows):
+            if number < 1:
+                raise UserError(f"bench scaling takes sizes from 1, not {number}")
+
+
+FULL = Sizes()
+QUICK = Sizes(actors=(1, 2), planned=(10_000, 100_000), rows=(1_280, 6_400), shards_each=4)
 
 
 def discs(seed: int, count: int) -> np.ndarray:
@@ -85,17 +104,44 @@ def stream(target: Run, actors: int, wanted: Target, seconds: float) -> None:
     synthesize.drive(work, Shape(generators=actors, generator_cpus=0.5))
 
 
-def run(folder: Path, result: Result, quick: bool = False) -> None:
+def run(folder: Path, result: Result, sizes: Sizes) -> None:
     """Fill `result.scaling`; starts a Ray session with as many logical CPUs as the largest pool needs."""
-    actors, planned, rows = (ACTORS, PLANNED, ROWS) if not quick else (ACTORS[:2], PLANNED[:2], (1_280, 6_400))
-    with session.session(Shape(num_cpus=max(actors) + 4, dashboard=False)):
-        result.scaling["actors"] = [against_actors(folder, number, 4 if quick else 8) for number in actors]
-        result.scaling["plan"] = [against_planned(folder, number) for number in planned]
-    result.scaling["tree"] = against_rows(folder, rows)
-    first = result.scaling["actors"][0]["images_per_second"]
-    for row in result.scaling["actors"][1:]:
-        speedup = row["images_per_second"] / first
-        result.add(f"{row['actors']} sleeping actors over one", speedup, "x", f"of {row['actors']}")
+    if sizes.actors or sizes.planned:
+        with session.session(Shape(address="local", num_cpus=max((*sizes.actors, 2)) + 4, dashboard=False)):
+            rows = [against_actors(folder, number, sizes.shards_each) for number in sizes.actors]
+            result.scaling["actors"] = rows
+            result.scaling["plan"] = [against_planned(folder, number) for number in sizes.planned]
+        speedups(result, rows)
+        if len({row["shards"] for row in rows}) > 1:
+            reach(result, rows)
+    result.scaling["tree"] = trees.measure(folder, sizes.rows)
+
+
+def speedups(result: Result, rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows[1:]:
+        first = rows[0]
+        speedup = row["images_per_second"] / first["images_per_second"]
+        name = f"{row['actors']} sleeping actors over {first['actors']}"
+        result.add(name, speedup, "x", f"of {row['actors'] / first['actors']:g}")
+
+
+def reach(result: Result, rows: Sequence[dict[str, Any]]) -> None:
+    """What one driver could feed, from the CPU that a shard more costs it: derived, and said to be."""
+    line = fit([(row["shards"], row["driver_cpu_seconds"]) for row in rows])
+    most = max(row["actors"] for row in rows)
+    result.add(
+        "driver's CPU a shard", 1000 * line.each, "ms", f"line through runs of {rows[0]['actors']}..{most} actors"
+    )
+    images = SHARD * BUSY / line.each
+    says = f"derived: shards of {SHARD}, the driver busy for {BUSY:.0%} of one core"
+    result.add("images one driver can pass on", images, "images/s", says)
+    result.add("H100s one driver can feed", images / ASSUMED_RATE, "GPUs", f"assumes {ASSUMED_RATE:g} images/s each")
+    for gpus in GPUS:
+        rate = min(gpus * ASSUMED_RATE, images)
+        rests = f"assumes {ASSUMED_RATE:g} images/s a GPU (the goal at 30 guided steps, 512 px; unmeasured)"
+        if gpus > most:
+            rests += f", and that what held to {most} actors holds to {gpus}"
+        result.add(f"images a day on {gpus} H100", rate * 86_400, "images", rests)
 
 
 def against_actors(folder: Path, actors: int, shards_each: int) -> dict[str, Any]:
@@ -106,16 +152,18 @@ def against_actors(folder: Path, actors: int, shards_each: int) -> dict[str, Any
         stream(target, actors, Target(GENERATOR, GRADE, count, 0, count), SLEEP_SECONDS)
         cpu = time.process_time() - cpu
     points = workload.committed(target, "synthetic", record.started)
-    # Shards land in waves as wide as the pool: a line through whole waves alone is not bent by the last one's rest.
-    waves = points[actors - 1 :: actors]
-    line = fit(steady(waves if len(waves) > 1 else points))
+    kept = steady(waves(points, actors))
+    line, work = fit(kept), fit(record.cpu_points(kept))
     row = {
         "actors": actors,
         "images_per_second": 1 / line.each,
         "efficiency": SLEEP_SECONDS / (line.each * SHARD * actors),
         "startup_seconds": points[0][1] - SLEEP_SECONDS,
-        "driver_cpu_seconds_a_shard": cpu / count,
-        "cpu_seconds_an_image": record.cpu_seconds / (count * SHARD),
+        "shards": count,
+        "driver_cpu_seconds": cpu,
+        "cpu_seconds_an_image": work.each,
+        # Near the number of cores this machine is what bends the curve, and not the pool.
+        "cores_busy": work.each / line.each,
         "peak_bytes": record.peak_bytes,
         "others": record.others,
     }
@@ -145,70 +193,3 @@ def against_planned(folder: Path, planned: int, wanted: int = 20) -> dict[str, A
     }
     terminal.line("bench", f"{planned} rows planned: first commit after {points[0][1]:.1f} s, driver {cpu:.1f} CPU-s")
     return row
-
-
-def against_rows(folder: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """One tree that grows to each of `sizes` rows, looked at whenever it has one."""
-    target, found, written = Run(str(folder / "tree")), [], 0
-    for rows in sizes:
-        clock = terminal.Clock()
-        with terminal.bar("tree", rows // SHARD, "shards") as bar:
-            for number in range(written, rows // SHARD):
-                commit_shard(target, number)
-                bar.to(number)
-        spent, made = clock.seconds, rows // SHARD - written
-        written = rows // SHARD
-        row: dict[str, Any] = {"rows": written * SHARD, "write_seconds_a_shard": spent / max(1, made)}
-        wanted = Target(GENERATOR, GRADE, 2 * written, 0, 2 * written)
-        keys = [wanted.key(number) for number in range(2 * written)]
-        row["plan_seconds"], todo = timed(lambda: shards.pending(keys, "sleeping", shards.commits(target, "synthetic")))  # noqa: B023
-        assert len(todo) == written, (len(todo), written)
-        row["verify_seconds"], problems = timed(lambda: shards.verify(target))
-        assert not problems, problems[:3]
-        row["select_seconds"], chosen = timed(lambda: select(target))
-        row["selected"] = chosen.num_rows
-        found.append(row)
-        terminal.line("bench", ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-    return found
-
-
-def select(target: Run) -> pa.Table:
-    """Ids, grades and scores of the paper's band: no image is opened."""
-    band = (pc.field("score") >= 0.7) & (pc.field("score") <= 0.9) & (pc.field("grade") == GRADE)
-    columns = ["sample_id", "grade", "index", "sha256", "score", "blank", "valid_fundus", "nearest_distance"]
-    return shards.read(target, "synthetic", schema.SYNTHETIC, columns, band)
-
-
-def commit_shard(target: Run, number: int) -> None:
-    """What the sink commits, with one grey image for all rows."""
-    indices = list(range(number * SHARD, (number + 1) * SHARD))
-    image = encode(np.full((SIDE, SIDE, 3), 90, np.uint8))
-    scores = np.random.default_rng(number).random(SHARD).astype(np.float32)
-    rows = {
-        "sample_id": [f"{GENERATOR}/g{GRADE}/{index}" for index in indices],
-        "generator_id": GENERATOR,
-        "kind": "plain",
-        "grade": GRADE,
-        "index": indices,
-        "seed": indices,
-        "prompt": "a sleeping model",
-        "image": image,
-        "sha256": sha256(image),
-        "blank": False,
-        "valid_fundus": True,
-        "nearest_image_id": "none",
-        "nearest_distance": 1.0,
-        "ensemble_id": "e-none",
-        "probabilities": [[[0.2] * 5]] * SHARD,
-        "score": scores,
-        "synthetic": True,
-    }
-    key = Target(GENERATOR, GRADE, 1, 0, 1).key(number)
-    table = workload.fill(rows, SHARD, schema.SYNTHETIC)
-    shards.commit(target, key, table, schema.SYNTHETIC, "sleeping", {"accepted": 0})
-
-
-def timed(work: Any) -> tuple[float, Any]:
-    clock = terminal.Clock()
-    answer = work()
-    return clock.seconds, answer

@@ -39,14 +39,15 @@ def run(bench: Rig) -> None:
     def pipeline(number: int) -> Measured:
         target = copy("score-pipeline")
         return bench.pipeline(
-            lambda: rescore.run(recipe, target, ensemble_id, shape=shape), workload.commits(target, table)
+            lambda: rescore.run(recipe, target, ensemble_id, shape=shape), workload.commits(target, table, actors)
         )
 
     def bare(number: int) -> Measured:
         target = copy("score-bare")
         threads = max(1, bench.cpus // actors)
         common = {"url": target.url, "recipe": plain(recipe), "threads": threads, "device": bench.device, "of": actors}
-        return bench.bare("score", workload.commits(target, table), *[common | {"share": k} for k in range(actors)])
+        points = workload.commits(target, table, actors)
+        return bench.bare("score", points, *[common | {"share": k} for k in range(actors)])
 
     inner(bench, samples, bench.pair("score", "images", pipeline, bare, bar=0.95).pipeline)
 

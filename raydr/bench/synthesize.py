@@ -77,14 +77,15 @@ def processes(bench: Rig, count: int) -> Measured:
         "device": bench.device,
         "of": count,
     }
-    points = workload.commits(target, "synthetic")
+    points = workload.commits(target, "synthetic", count)
     return bench.bare("synthesize", points, *[common | {"share": share} for share in range(count)])
 
 
 def stream(bench: Rig, recipe: Recipe) -> tuple[Measured, Rate]:
     """One synthesis of `recipe` by the stage itself, on a fresh copy."""
     target = bench.copy("synthesize-pipeline")
-    found = bench.pipeline(lambda: synthesize.run(recipe, target, bench.shape), workload.commits(target, "synthetic"))
+    points = workload.commits(target, "synthetic", min(bench.shape.generators, bench.cpus))
+    found = bench.pipeline(lambda: synthesize.run(recipe, target, bench.shape), points)
     records = shards.commits(target, "synthetic").values()
     share = sum(record.extra.get("accepted", 0) for record in records) / sum(record.rows for record in records)
     return found, Rate(1 / found.seconds.each, share)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from raydr import lineage, schema, shards
-from raydr.bench.fits import Point
+from raydr.bench.fits import Point, waves
 from raydr.bench.meter import Recording
 from raydr.config import Ensemble, Finetune, Grader, Member, Recipe, Sampler, Sweep, Synthesize
 from raydr.fundus.phantom import render
@@ -57,7 +57,7 @@ QUICK = Sizes(
     repeats=1,
     phantom_shards=8,
     photographs=(32, 96),
-    synthesis_shards=4,
+    synthesis_shards=6,
     finetune_steps=10,
     trials=4,
     trial_steps=12,
@@ -235,9 +235,9 @@ def logged(folder: Path, units: float) -> list[tuple[float, float]]:
     return [(moment, units) for moment in sorted(first_seen.values())[:-1]]
 
 
-def commits(target: Run, table: str) -> Callable[[Recording], list[Point]]:
-    """Progress of a run whose shards of `table` are its units' marks."""
-    return lambda record: committed(target, table, record.started)
+def commits(target: Run, table: str, width: int = 1) -> Callable[[Recording], list[Point]]:
+    """Progress of a run whose shards of `table` are its units' marks, made by `width` workers in step."""
+    return lambda record: waves(committed(target, table, record.started), width)
 
 
 def steps(target: Run, samples: float) -> Callable[[Recording], list[Point]]:

@@ -1,10 +1,14 @@
 """`raydr bench` through the real entry point: what it refuses, and a small run of everything (slow)."""
 
 import json
+import os
+from dataclasses import replace
 
 import pytest
 
-from raydr import cli
+from raydr import arguments, cli
+from raydr.bench import command, scaling
+from raydr.shapes import Shape
 
 BARS = {
     "ingest, phantoms": 0.9,
@@ -26,11 +30,38 @@ GENEROUS = 0.35
         (["--shape", "phone"], "no shape 'phone'"),
         (["--against", "nowhere.json"], "--against nowhere.json cannot be read"),
         (["--nothing"], "does not know '--nothing'"),
+        (["--shape", "cluster"], "bench measures the one machine that it runs on"),
+        (["score", "--actors", "2"], "--actors belongs to `raydr bench scaling`, not to bench score"),
+        (["scaling", "--rows", "0"], "bench scaling takes sizes from 1, not 0"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, said, capsys):
     assert cli.main(["bench", *arguments]) == 2
     assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["bench", "score", "--shape", "workstation"]) == 2
+    assert "PyTorch sees none here" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_job_measures_its_machine_with_a_ray_of_its_own(monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert command.one_machine("laptop") == Shape(address="local")
+    assert "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        ([], scaling.FULL),
+        (["--quick"], scaling.QUICK),
+        (["--quick", "--actors", "4", "2", "2", "--rows"], replace(scaling.QUICK, actors=(2, 4), rows=())),
+    ],
+)
+def test_sizes_of_the_curves(given, sizes):
+    assert command.curves(arguments.parser().parse_args(["bench", "scaling", *given])) == sizes
 
 
 @pytest.mark.slow
@@ -61,14 +92,17 @@ def test_every_stage_once(tmp_path, short_ray_temp, capsys):
 def test_scaling_in_small(tmp_path, short_ray_temp):
     file = tmp_path / "scaling.json"
     assert cli.main(["bench", "scaling", "--quick", "--json", str(file)]) == 0
-    scaling = json.loads(file.read_text())["scaling"]
-    one, two = scaling["actors"]
+    curves = json.loads(file.read_text())["scaling"]
+    one, two = curves["actors"]
     assert (one["actors"], two["actors"]) == (1, 2)
     assert two["images_per_second"] > 1.3 * one["images_per_second"]
-    small, large = scaling["plan"]
+    small, large = curves["plan"]
     # Ten times the plan must not be ten times the driver.
     assert large["driver_rss_bytes"] < small["driver_rss_bytes"] + 300 * 2**20
-    assert scaling["tree"][-1]["rows"] == 6_400
+    assert curves["tree"][-1]["rows"] == 6_400
+    values = json.loads(file.read_text())["values"]
+    assert 0 < values["driver's CPU a shard"]["value"] < 1000
+    assert values["images a day on 1 H100"]["value"] <= 7 * 86_400
     assert (tmp_path / "scaling.actors.svg").read_text().startswith("<svg")
 
 

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from raydr.bench.fits import abba, at, fit, moved, ratios, steady
+from raydr.bench.fits import abba, at, fit, moved, ratios, steady, waves
 
 
 def test_a_line_through_two_points():
@@ -30,6 +30,16 @@ def test_steady_drops_the_warm_up_but_keeps_two_sizes():
     points = [(k, float(k)) for k in range(1, 11)]
     assert [x for x, _ in steady(points)] == [3, 4, 5, 6, 7, 8, 9, 10]
     assert steady([(1, 9.0), (100, 20.0)]) == [(1, 9.0), (100, 20.0)]
+
+
+def test_workers_in_step_are_read_by_their_waves():
+    # Two workers that take 2 s a shard: a shard a second.
+    marks = [(1, 2.0), (2, 2.0), (3, 4.0), (4, 4.0)]
+    assert fit(marks).each == pytest.approx(0.8)  # the bias that `waves` is there for
+    assert fit(waves(marks, 2)).each == pytest.approx(1.0)
+    assert waves([*marks, (5, 6.0)], 2) == [(2, 2.0), (4, 4.0)]
+    assert waves(marks, 1) == marks
+    assert waves(marks, 4) == marks  # one wave is no line
 
 
 @pytest.mark.parametrize(("x", "y"), [(-1, 2.0), (0, 2.0), (1, 3.0), (3, 7.0), (4, 10.0), (9, 10.0)])

@@ -74,6 +74,22 @@ def test_against_an_earlier_file(tmp_path):
     assert lines[1].endswith("-> 0.500 [0.400, 0.500], down")
 
 
+def test_single_figures_and_curves_are_compared_too():
+    def result(start, rate, rows=(1000,)):
+        found = results.Result(MACHINE)
+        found.add("start of Ray", start, "s")
+        found.add("unmeasured", math.nan, "s")
+        found.scaling["actors"] = [{"actors": 2, "images_per_second": rate, "efficiency": 0.9}]
+        found.scaling["tree"] = [{"rows": size, "verify_seconds": 5.0} for size in rows]
+        return found
+
+    before = json.loads(results.to_json(result(10.0, 60.0)))
+    lines = results.compare(before, result(15.0, 30.0, rows=(1000, 2000)))
+    assert lines[0] == "start of Ray, s: 10 -> 15 (+50%), measured once each: noise unknown"
+    assert lines[1] == "actors at 2: images_per_second: 60 -> 30 (-50%), measured once each: noise unknown"
+    assert lines[2:] == ["2 single figures within 20%"]  # efficiency, and what verifying 1000 rows takes
+
+
 @pytest.mark.parametrize("content", [None, "no json", "[]", '{"format": 99}'])
 def test_against_something_else_is_refused(content, tmp_path):
     path = tmp_path / "other.json"
@@ -97,3 +113,10 @@ def test_markdown_shows_each_pair_once_with_its_bar():
     assert "- ingest: of small ones" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("| ingest") or line.startswith("|---")}
     assert rows[0].count("|") in widths
+
+
+def test_markdown_shows_curves_with_one_column_a_size():
+    result = results.Result(MACHINE)
+    result.scaling["tree"] = [{"rows": 64_000, "plan_seconds": 0.25}, {"rows": 10_000_000, "plan_seconds": 31.5}]
+    text = results.markdown(result)
+    assert "| rows | 64,000 | 10,000,000 |\n|---|---|---|\n| plan_seconds | 0.25 | 31.5 |" in text

@@ -3,7 +3,7 @@
 import time
 
 from raydr import schema, shards
-from raydr.bench import memory, scaling
+from raydr.bench import memory, results, scaling, trees
 from raydr.bench.meter import Recording
 from raydr.cluster.sink import RAW
 from raydr.fundus import plausible
@@ -25,14 +25,40 @@ def test_a_sleeping_maker_gives_rows_that_the_sink_takes():
     assert table.equals(scaling.Sleeping(0).rows({}, range(64, 128), lambda: None))
 
 
-def test_a_tree_is_planned_verified_and_selected(tmp_path):
-    found = scaling.against_rows(tmp_path, (64, 192))
-    assert [row["rows"] for row in found] == [64, 192]
-    table = shards.read(Run(str(tmp_path / "tree")), "synthetic", schema.SYNTHETIC, ["score", "index"])
-    assert table["index"].to_pylist() == list(range(192))
+def test_a_tree_is_planned_resumed_verified_selected_and_reported(tmp_path):
+    # 192 rows are the sink's own shards, the rest of 1,280 repeats 16 of them under other keys.
+    found = trees.measure(tmp_path, (192, 1280))
+    assert [row["rows"] for row in found] == [192, 1280]
+    target = Run(str(tmp_path / "tree"))
+    table = shards.read(target, "synthetic", schema.SYNTHETIC, ["score", "index"])
+    assert table.num_rows == 1280
+    assert table["index"].to_pylist()[:1024] == list(range(1024))
     inside = [0.7 <= score <= 0.9 for score in table["score"].to_pylist()]
     assert found[1]["selected"] == sum(inside) > 0
-    assert all(row[name] > 0 for row in found for name in ("plan_seconds", "verify_seconds", "select_seconds"))
+    commands = ("plan", "resume", "verify", "select", "status")
+    assert all(row[f"{name}_seconds"] > 0 for row in found for name in commands)
+    assert len(shards.starts(target, "synthetic")) == 20
+
+
+def test_what_one_driver_can_feed_by_hand():
+    result = results.Result({})
+    # 20 ms a shard beside half a second that every run takes: 64 images / 20 ms, half of it.
+    rows = [{"actors": n, "shards": 8 * n, "driver_cpu_seconds": 0.5 + 0.02 * 8 * n} for n in (1, 2, 16)]
+    scaling.reach(result, rows)
+    values = {name: item["value"] for name, item in result.values.items()}
+    assert values["driver's CPU a shard"] == pytest.approx(20.0)
+    assert values["images one driver can pass on"] == pytest.approx(1600.0)
+    assert values["H100s one driver can feed"] == pytest.approx(1600 / 7)
+    assert values["images a day on 8 H100"] == pytest.approx(8 * 7 * 86_400)
+    assert "unmeasured" in result.values["images a day on 8 H100"]["note"]
+    assert "what held to 16 actors holds to 64" in result.values["images a day on 64 H100"]["note"]
+
+
+def test_a_driver_that_is_too_slow_is_the_limit():
+    result = results.Result({})
+    scaling.reach(result, [{"actors": n, "shards": n, "driver_cpu_seconds": 0.1 * n} for n in (1, 2)])
+    # 320 images/s are 46 GPUs' worth: 64 get no more.
+    assert result.values["images a day on 64 H100"]["value"] == pytest.approx(320 * 86_400)
 
 
 def test_growth_is_the_difference_of_two_peaks_a_row():

@@ -8,6 +8,7 @@ import pytest
 
 from raydr import schema, shards
 from raydr.bench import bare, workload
+from raydr.bench.meter import Recording
 from raydr.cluster import ensemble, ingest
 from raydr.errors import MissingInput
 from raydr.storage import Run
@@ -33,6 +34,11 @@ def test_progress_is_when_each_record_was_written(tmp_path):
         os.utime(run.path(shards.record_key(key)), (1000 + seconds, 1000 + seconds))
     assert workload.committed(run, "trials/results", 1000.0) == [(3, 10.0), (6, 12.0), (9, 15.0)]
     assert workload.committed(run, "synthetic", 1000.0) == []
+    record = Recording(started=1000.0)
+    assert workload.commits(run, "trials/results")(record) == [(3, 10.0), (6, 12.0), (9, 15.0)]
+    shards.commit(run, "trials/results/t3.parquet", trial(3), schema.TRIALS, "f")
+    os.utime(run.path(shards.record_key("trials/results/t3.parquet")), (1015, 1015))
+    assert workload.commits(run, "trials/results", 2)(record) == [(6, 12.0), (12, 15.0)]
 
 
 def test_steps_are_read_from_tensorboard_files_without_the_last(tmp_path):
