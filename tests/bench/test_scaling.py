@@ -1,5 +1,8 @@
 """The simulation: a sleeping maker's rows, trees written by the sink's own commit, growth of memory."""
 
+import os
+import subprocess
+import sys
 import time
 
 from raydr import schema, shards
@@ -38,6 +41,28 @@ def test_a_tree_is_planned_resumed_verified_selected_and_reported(tmp_path):
     commands = ("plan", "resume", "verify", "select", "status")
     assert all(row[f"{name}_seconds"] > 0 for row in found for name in commands)
     assert len(shards.starts(target, "synthetic")) == 20
+
+
+READING = """
+import sys
+import psutil
+from raydr.bench import trees
+from raydr.storage import Run
+
+few, many = (Run(f"{sys.argv[1]}/{name}") for name in ("few", "many"))
+trees.grow(few, 0, 50)
+trees.grow(many, 0, 1050)
+trees.select(few)  # threads and buffers are there now
+before = psutil.Process().memory_info().rss
+trees.select(many)
+print((psutil.Process().memory_info().rss - before) / 1050)
+"""
+
+
+def test_a_reader_does_not_keep_the_footers_of_what_it_has_read(tmp_path):
+    # 2 kB a shard are the rows that it returns; kept footers would be 80 kB a shard.
+    done = subprocess.run([sys.executable, "-c", READING, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) < 40_000
 
 
 def test_what_one_driver_can_feed_by_hand():
