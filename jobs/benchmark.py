@@ -1,4 +1,5 @@
-"""As a Ray job: ray job submit --working-dir . -- python jobs/benchmark.py all --json FILE"""
+"""As a Ray job, on one GPU node: ray job submit --entrypoint-num-gpus 1 --working-dir . -- python jobs/benchmark.py all
+--shape workstation --json FILE (without a GPU neither option)."""
 
 import sys
 
