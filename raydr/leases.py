@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raydr import lineage, shards
+from raydr.finished import Finished
 from raydr.storage import Run
 
 TABLE = "synthetic"
@@ -46,10 +47,13 @@ class Target:
 class Progress:
     """Accepted images per finished shard number (None marks a quarantined one), and the numbers that are leased."""
 
-    finished: dict[int, int | None] = field(default_factory=dict)
+    finished: Finished = field(default_factory=Finished)
     leased: set[int] = field(default_factory=set)
     _prefix: tuple[int, int] = (0, 0)
     _cursor: int = 0
+
+    def __post_init__(self) -> None:
+        self.finished = Finished(self.finished)
 
     def prefix(self) -> tuple[int, int]:
         """(shards, accepted images) of the contiguous finished prefix, which only grows."""
@@ -71,7 +75,8 @@ class Progress:
         self._cursor = min(self._cursor, number)
 
     def in_flight(self) -> set[int]:
-        return self.leased - self.finished.keys()
+        self.leased = {number for number in self.leased if number not in self.finished}  # what is over is forgotten
+        return self.leased
 
 
 def is_met(target: Target, progress: Progress) -> bool:
@@ -92,9 +97,9 @@ def next_number(target: Target, progress: Progress) -> int | None:
         return None
     if number < target.least:
         return number
-    done = [count for count in progress.finished.values() if count is not None]
-    rate = 0.8 * sum(done) / len(done) if done else 0.0
-    return number if sum(done) + rate * len(progress.in_flight()) < target.accepted else None
+    done = progress.finished
+    rate = 0.8 * done.accepted / done.made if done.made else 0.0
+    return number if done.accepted + rate * len(progress.in_flight()) < target.accepted else None
 
 
 def remaining_shards(target: Target, made: int, accepted: int) -> int | None:

@@ -36,7 +36,7 @@ LEVELS = (
     {"recipes", "lineage", "treatments", "arms"},
     {"config", "prompts", "shapes", "prices"},
     {"graders"},
-    {"identity", "images", "terminal", "sources", "kinds"},
+    {"finished", "identity", "images", "terminal", "sources", "kinds"},
     {"schema", "grades", "errors"},
 )
 LEVEL = {unit: number for number, units in enumerate(LEVELS) for unit in units}

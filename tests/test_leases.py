@@ -1,9 +1,13 @@
 import random
+import time
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raydr import schema, shards
+from raydr.finished import Finished
 from raydr.leases import Attempt, Leases, Progress, Target, attempts, crashed, is_met, next_number, remaining_shards
 from raydr.storage import Run
 
@@ -167,12 +171,45 @@ def test_a_few_lost_among_many_do_not_end_it(run):
 
 def test_a_quota_counts_the_contiguous_prefix():
     progress = Progress()
-    progress.finished |= {0: 4, 2: 9}
+    progress.finished.update({0: 4, 2: 9})
     assert progress.prefix() == (1, 4)
     assert not is_met(QUOTA, progress)
     progress.finished[1] = None  # a quarantined shard holds nothing, and nothing waits for it
     assert progress.prefix() == (3, 13)
     assert is_met(QUOTA, progress)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.none() | st.integers(0, 64)), max_size=30))
+def test_sums_over_finished_shards_stand_at_any_time(events):
+    finished = Finished()
+    for number, accepted in events:  # the same shard again too: a late commit after its quarantine
+        finished[number] = accepted
+    counts = [count for count in finished.values() if count is not None]
+    assert (finished.made, finished.accepted) == (len(counts), sum(counts))
+    assert finished == dict(events)
+
+
+def test_what_is_finished_is_no_longer_in_flight():
+    progress = Progress(leased={0, 1, 2})
+    progress.finished[1] = 5
+    assert progress.in_flight() == {0, 2}
+    assert progress.free() == 3
+    progress.release(2)
+    assert progress.free() == 2
+
+
+def test_a_lease_does_not_count_what_is_there_again(run):
+    """At 150,000 shards it took 140 ms and a look at the state 52 ms, by one process for all actors."""
+    table = Leases(run, [Target("plain-g3-x", 3, 10, 10**9, 300_000)], "s", 3)
+    progress = table._progress["plain-g3-x", 3]
+    progress.finished.update(dict.fromkeys(range(150_000), 10))
+    progress.leased = set(range(150_000))
+    table.state()  # once: the prefix grows to where it is, and what is finished is forgotten
+    started = time.process_time()
+    for ticket in range(20):
+        assert table.lease(ticket, "n", f"t{ticket}")["number"] == 150_000 + ticket
+        table.state()
+    assert (time.process_time() - started) / 20 < 0.005
 
 
 def test_shards_in_flight_are_credited_with_the_rate_so_far():
