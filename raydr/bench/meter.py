@@ -36,6 +36,8 @@ class Recording:
     # Mean number of cores that other processes kept busy, and the load average at the end.
     others: float = 0.0
     load: float = 0.0
+    # CPU-seconds of the recorder, which this process spends beside its work.
+    watching: float = 0.0
 
     @property
     def cpu_seconds(self) -> float:
@@ -109,7 +111,8 @@ def recording(memory: bool = True, resident: bool = False, newcomers: bool = Fal
                 result.resident.append((time.time(), _resident(now)))
                 result.workers |= {member.pid for member in now if _is_worker(member)}
             number += 1
-            mine = 0.0 if newcomers else time.thread_time()
+            result.watching = time.thread_time()
+            mine = 0.0 if newcomers else result.watching
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -151,6 +151,7 @@ def against_actors(folder: Path, actors: int, shards_each: int) -> dict[str, Any
         cpu = time.process_time()
         stream(target, actors, Target(GENERATOR, GRADE, count, 0, count), SLEEP_SECONDS)
         cpu = time.process_time() - cpu
+    cpu -= record.watching
     points = workload.committed(target, "synthetic", record.started)
     kept = steady(waves(points, actors))
     line, work = fit(kept), fit(record.cpu_points(kept))

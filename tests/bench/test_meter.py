@@ -25,6 +25,7 @@ def test_cpu_of_this_process_and_of_a_child_that_has_ended():
     assert [cpu for _, cpu in found.cpu] == sorted(cpu for _, cpu in found.cpu)
     assert found.peak_bytes > 5e6
     assert found.others >= 0
+    assert 0 < found.watching < 1
 
 
 def test_what_was_spent_before_does_not_count():
