@@ -49,6 +49,7 @@ def run(options: Any) -> int:
         else:
             stages(options, Rig(folder, shape, sizes, result))
     finally:
+        keep(result, options)  # what is measured survives what ends the command
         if not options.work:
             shutil.rmtree(folder, ignore_errors=True)
     result.add("whole command", clock.seconds, "s", options.what)
@@ -99,7 +100,7 @@ def stages(options: Any, rig: Rig) -> None:
         rig.result.add("start of Ray", clock.seconds, "s", "once a command")
         for name in list(STAGES) if options.what == "all" else [options.what]:
             STAGES[name](rig)
-            keep(rig.result, options)  # what is measured survives what fails after it
+            keep(rig.result, options)  # a kill leaves what is measured too
 
 
 def keep(result: results.Result, options: Any) -> None:

@@ -108,13 +108,17 @@ def run(folder: Path, result: Result, sizes: Sizes) -> None:
     """Fill `result.scaling`; starts a Ray session with as many logical CPUs as the largest pool needs."""
     if sizes.actors or sizes.planned:
         with session.session(Shape(address="local", num_cpus=max((*sizes.actors, 2)) + 4, dashboard=False)):
-            rows = [against_actors(folder, number, sizes.shards_each) for number in sizes.actors]
-            result.scaling["actors"] = rows
-            result.scaling["plan"] = [against_planned(folder, number) for number in sizes.planned]
-        speedups(result, rows)
-        if len({row["shards"] for row in rows}) > 1:
-            reach(result, rows)
-    result.scaling["tree"] = trees.measure(folder, sizes.rows)
+            for number in sizes.actors:
+                rows = result.scaling.setdefault("actors", [])
+                rows.append(against_actors(folder, number, sizes.shards_each))
+            for number in sizes.planned:
+                result.scaling.setdefault("plan", []).append(against_planned(folder, number))
+    rows = result.scaling.get("actors", [])
+    speedups(result, rows)
+    if len({row["shards"] for row in rows}) > 1:
+        reach(result, rows)
+    for row in trees.measure(folder, sizes.rows):
+        result.scaling.setdefault("tree", []).append(row)
 
 
 def speedups(result: Result, rows: Sequence[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ commit record and its start, not synced to the disk: a plan, a listing, a hash a
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ TEMPLATES = 16
 FINGERPRINT = "sleeping"
 
 
-def measure(folder: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:
+def measure(folder: Path, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     """One tree that grows to each of `sizes` rows (at least one shard), looked at whenever it has one."""
-    target, found, written = Run(str(folder / "tree")), [], 0
+    target, written = Run(str(folder / "tree")), 0
     for rows in sorted(sizes):
         wanted = max(1, rows // SHARD)
         clock = terminal.Clock()
@@ -44,9 +44,8 @@ def measure(folder: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"rows": written * SHARD, "write_seconds_a_shard": clock.seconds / max(1, made)}
         row |= look(target, written)
         row["rss_bytes"] = psutil.Process().memory_info().rss
-        found.append(row)
         terminal.line("bench", ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-    return found
+        yield row
 
 
 def look(target: Run, num_shards: int) -> dict[str, Any]:

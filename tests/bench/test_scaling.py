@@ -30,7 +30,7 @@ def test_a_sleeping_maker_gives_rows_that_the_sink_takes():
 
 def test_a_tree_is_planned_resumed_verified_selected_and_reported(tmp_path):
     # 192 rows are the sink's own shards, the rest of 1,280 repeats 16 of them under other keys.
-    found = trees.measure(tmp_path, (192, 1280))
+    found = list(trees.measure(tmp_path, (192, 1280)))
     assert [row["rows"] for row in found] == [192, 1280]
     target = Run(str(tmp_path / "tree"))
     table = shards.read(target, "synthetic", schema.SYNTHETIC, ["score", "index"])
