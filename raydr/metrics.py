@@ -149,7 +149,7 @@ def summary(grades: np.ndarray, predictions: np.ndarray, probabilities: np.ndarr
     """Every scalar metric of the report by name; grades and predictions int (n,), probabilities (n, 5)."""
     probabilities = np.asarray(probabilities, float)
     matrix = confusion(grades, predictions)
-    recall = recalls(matrix)
+    recall, precision = recalls(matrix), precisions(matrix)
     values = {
         "balanced_accuracy": balanced_accuracy(matrix),
         "accuracy": accuracy(matrix),
@@ -165,6 +165,7 @@ def summary(grades: np.ndarray, predictions: np.ndarray, probabilities: np.ndarr
         values[f"{name}_sensitivity"], values[f"{name}_specificity"] = binary_at(matrix, threshold)
         values[f"{name}_auc"] = binary_auc(grades >= threshold, probabilities[:, threshold:].sum(axis=1))
     values |= {f"recall_{g}": float(recall[g]) for g in range(NUM_GRADES)}
+    values |= {f"precision_{g}": float(precision[g]) for g in range(NUM_GRADES)}
     return values
 
 

@@ -115,4 +115,5 @@ def test_summary_is_complete_and_finite(graded):
     values = metrics.summary(*graded)
     assert all(np.isfinite(list(values.values())))
     assert values["recall_3"] == metrics.recalls(metrics.confusion(*graded[:2]))[3]
-    assert len(values) == 9 + 6 + 5
+    assert values["precision_3"] == metrics.precisions(metrics.confusion(*graded[:2]))[3]
+    assert len(values) == 9 + 6 + 5 + 5

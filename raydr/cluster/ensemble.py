@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from raydr import lineage, metrics, schema, selection, shards
-from raydr.cluster import ingest, placement, session
+from raydr.cluster import ingest, leaks, placement, session
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
 from raydr.shapes import Shape
@@ -169,11 +169,12 @@ def load(recipe: Recipe, target: Run, ensemble_id: str, role: str | None = "scor
 
 
 def ready(recipe: Recipe, target: Run) -> None:
-    """UserError where no member scores, MissingInput where the photographs are not there."""
+    """UserError where no member scores, MissingInput where the photographs are not there; LeakageError: see `leaks`."""
     if not any(member.role == "score" for member in recipe.ensemble.members):
         raise UserError("ensemble.members holds no member of role 'score': add one")
     if not shards.completed(target, "real"):
         raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+    leaks.refuse(recipe, target)
 
 
 def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str, Any]:

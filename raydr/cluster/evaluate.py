@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import ray
 
 from raydr import schema, selection, shards, terminal
-from raydr.cluster import ensemble, external, placement, session
+from raydr.cluster import ensemble, external, leaks, placement, session, source_record
 from raydr.cluster.trial_run import GRADERS
 from raydr.config import Recipe
 from raydr.errors import LeakageError, MissingInput, UserError
@@ -38,6 +38,8 @@ class External:
     name: str
     run: Run
     rows: pa.Table
+    # Photographs left out, since they show the picture of one that was learnt from.
+    num_excluded: int = 0
 
     @property
     def key(self) -> str:
@@ -92,15 +94,18 @@ def evaluate_task(url: str, recipe: Recipe, grader: Graded, found: External, gpu
 def external_set(target: Run, token: str) -> External:
     """The set that `token` names: a data set of role external in this run, or another run's folder or bucket.
 
-    Of another run its external and test photographs count. Raises LeakageError where this run has learnt
-    from one of the photographs, in whatever split but test and external.
+    A data set is named as in `real` or by its reader (Messidor-2, messidor2). Of another run its external and test
+    photographs count. Raises LeakageError where this run has learnt from one of the photographs, in whatever split but
+    test and external; those that repeat the picture of such a one under other bytes are left out.
     """
     real = shards.read(target, "real", schema.REAL, COLUMNS)
     mine = real.take(selection.part_of(real, "external", None))
     names = sorted(set(mine["dataset"].to_pylist()))
-    by_lower = {name.lower(): name for name in names}
-    if token.lower() in by_lower:
-        name, source = by_lower[token.lower()], target
+    named = _named(target, token, names)
+    if len(named) > 1:
+        raise UserError(f"--on {token} may mean {' or '.join(named)}: write the name out")
+    if named:
+        name, source = named[0], target
         rows = mine.filter(pc.equal(mine["dataset"], name))
     elif "/" in token:
         source = Run(token)
@@ -125,7 +130,26 @@ def external_set(target: Run, token: str) -> External:
             f"--on {token}: {common} of {rows.num_rows} photographs are among those that {target.url} learns from: "
             "evaluate on others"
         )
-    return External(_safe(name), source, rows)
+    copies = leaks.repeated(target, source, rows["image_id"].to_pylist())
+    if copies:
+        rows = rows.filter(pc.invert(pc.is_in(rows["image_id"], pa.array(sorted(copies), pa.string()))))
+    if not rows.num_rows:
+        raise LeakageError(
+            f"--on {token}: every photograph shows the same picture as one that {target.url} learns from: evaluate on "
+            "others"
+        )
+    return External(_safe(name), source, rows, len(copies))
+
+
+def _named(target: Run, token: str, names: Sequence[str]) -> list[str]:
+    """Which of the data sets `names` are meant by `token`: a name, in whatever case and punctuation, or a reader's."""
+    found = [name for name in names if name == token] or [name for name in names if _plain(name) == _plain(token)]
+    by_reader = {source.dataset for source in source_record.sources(target) if source.reader == token.lower()}
+    return found or sorted(by_reader & set(names))
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _safe(name: str) -> str:
@@ -165,6 +189,12 @@ def run(
     jobs: list[tuple[str, Recipe, Graded, External]] = []
     for part, place in replicates(recipe, target):
         for found in [external_set(place, token) for token in on]:
+            if found.num_excluded:
+                terminal.note(
+                    f"{found.name}: {found.num_excluded} photographs are left out, which show the same picture as one "
+                    f"that {place.url} learns from"
+                )
+            external.describe(place, found.key, found.rows, found.num_excluded)
             done = shards.commits(place, f"evaluations/{found.key}")
             jobs += [
                 (place.url, part, grader, found)

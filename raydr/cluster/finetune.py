@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from raydr import lineage, schema, selection, shards, terminal
-from raydr.cluster import ensemble, fits, ingest, latents, preflight, session, snapshots
+from raydr.cluster import ensemble, fits, ingest, latents, leaks, preflight, session, snapshots
 from raydr.cluster.latents import prior_rows
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
@@ -48,11 +48,12 @@ def dataset_of(recipe: Recipe, target: Run) -> str:
 
 
 def ready(recipe: Recipe, target: Run) -> None:
-    """MissingInput where the photographs, or the ensemble that ECC needs, are not there."""
+    """MissingInput where the photographs, or the ensemble that ECC needs, are not there; LeakageError: see `leaks`."""
     from raydr.diffusion.model import check_base
 
     if not shards.completed(target, "real"):
         raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+    leaks.refuse(recipe, target)
     check_base(recipe.finetune.base)
     if any(is_ecc(generator.kind) for generator in _missing(planned(recipe, target), target)):
         ensemble.require(recipe, target)

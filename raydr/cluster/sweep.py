@@ -17,7 +17,7 @@ from ray import tune
 
 from raydr import selection, shards, terminal
 from raydr.arms import arm_named
-from raydr.cluster import finetune, search, session, tracking, trial_node, trial_run
+from raydr.cluster import finetune, leaks, search, session, tracking, trial_node, trial_run
 from raydr.cluster.tuning import fit, inputs_of
 from raydr.config import Recipe
 from raydr.errors import MissingInput, UserError
@@ -74,9 +74,10 @@ def run_trial(
 
 
 def ready(recipe: Recipe, target: Run) -> None:
-    """MissingInput where the photographs, or samples of a kind that some arm adds, are not there."""
+    """MissingInput where photographs, or samples of a kind that some arm adds, are not there; LeakageError: `leaks`."""
     if not shards.completed(target, "real"):
         raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
+    leaks.refuse(recipe, target)
     done, planned = shards.commits(target, "synthetic"), finetune.planned(recipe, target)
     for kind in sorted({arm_named(name).source for name in recipe.sweep.arms} & set(CHANGES)):
         prefixes = tuple(f"synthetic/{generator.generator_id}/" for generator in planned if generator.kind == kind)

@@ -41,6 +41,8 @@ PROBES = {
     "probe_roundtrip": "photographs after encode and decode",
 }
 BASELINE = "oversampling"
+# Metrics with a value for each grade.
+PER_GRADE = ("recall", "precision")
 CONTEXT = ("backbone", "loss", "sampler", "steps", "loss_parameter", "mixup")
 # Soft labels touch synthetic images alone, so arms are contrasted whatever theirs are.
 AXES = ("ratio", "band_low", "band_high", "soft_labels")
@@ -116,8 +118,7 @@ def trial_numbers(part: Part, trial: Trial, split: str = "test") -> dict[str, An
         "shortage": row["shortage"],
         "seconds": row["seconds"],
     }
-    values |= metrics.summary(grades, verdicts.predictions, verdicts.probabilities)
-    values["recall"] = [values.pop(f"recall_{grade}") for grade in range(NUM_GRADES)]
+    values |= grade_lists(metrics.summary(grades, verdicts.predictions, verdicts.probabilities))
     return values | _tempered(part, trial, split)
 
 
@@ -159,7 +160,7 @@ def summarise(arm: Arm, parts: list[Part], numbers: dict[str, dict[str, Any]]) -
         "shortage": np.max([value["shortage"] or [0] * NUM_GRADES for value in values], axis=0),
         "seconds": float(np.sum([value["seconds"] or 0 for value in values])),
         "metrics": {name: mean_std([value[name] for value in values]) for name in scalars},
-        "recall": [mean_std([value["recall"][grade] for value in values]) for grade in range(NUM_GRADES)],
+        **per_grade(values),
         "values": [[value["replicate"], value["seed"], value["balanced_accuracy"]] for value in values],
         "confusion": confusion,
         "confusion_share": share,
@@ -169,9 +170,30 @@ def summarise(arm: Arm, parts: list[Part], numbers: dict[str, dict[str, Any]]) -
 
 
 def mean_std(values: list[float]) -> dict[str, float]:
+    """Mean and standard deviation (n - 1) of several trials: nan for none, and the deviation of one."""
     return {
-        "mean": float(np.mean(values)),
+        "mean": float(np.mean(values)) if values else float("nan"),
         "std": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+    }
+
+
+def grade_lists(summary: dict[str, Any]) -> dict[str, Any]:
+    """`metrics.summary` with recalls and precisions as lists of five."""
+    lists = {name: [summary[f"{name}_{grade}"] for grade in range(NUM_GRADES)] for name in PER_GRADE}
+    return {key: value for key, value in summary.items() if key.rstrip("01234").rstrip("_") not in PER_GRADE} | lists
+
+
+def per_grade(values: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """{recall, precision: mean and deviation of each grade} of several `grade_lists`.
+
+    Where a trial has none (no photograph, or no verdict, of a grade) it is left out of that grade's mean.
+    """
+    return {
+        name: [
+            mean_std([value[name][grade] for value in values if not np.isnan(value[name][grade])])
+            for grade in range(NUM_GRADES)
+        ]
+        for name in PER_GRADE
     }
 
 

@@ -1,6 +1,6 @@
 """Differences between arms with paired two-level intervals, and the verdict words (paper section 9)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -200,11 +200,18 @@ def conditional_on(num_replicates: int) -> str | None:
 def _replicate(part: Part, trials: list[list]) -> Replicate:
     grades = part.sets["test"].grades
     hits = np.array([[trial.verdicts["test"].predictions == grades for trial in seeds] for seeds in trials])
-    patients = part.of_test("patient_id")
-    clusters = None
-    if len(patients) and all(patient is not None for patient in patients):
-        _, clusters = np.unique(patients.astype(str), return_inverse=True)
-    return Replicate(grades, hits, clusters)
+    return Replicate(grades, hits, clusters_of(part.of_test("patient_id")))
+
+
+def clusters_of(patients: Sequence[str | None] | np.ndarray) -> np.ndarray | None:
+    """Clusters of images for `Replicate`: the patient's, or one of its own for an image whose patient is not known.
+
+    int (images,); None where no patient is known.
+    """
+    if all(patient is None for patient in patients):
+        return None
+    names = [f"image {k}" if patient is None else f"patient {patient}" for k, patient in enumerate(patients)]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def _same_photographs(parts: list[Part]) -> bool:

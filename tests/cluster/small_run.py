@@ -10,6 +10,7 @@ import pyarrow as pa
 from raydr import images, lineage, metrics, recipes, schema, selection, shards
 from raydr.cluster import ensemble, finetune
 from raydr.fundus import phantom
+from raydr.fundus.phash import phash
 from raydr.grading import backbones
 from raydr.grading.ensemble import Meta, hash_ids, save_member
 from raydr.identity import sha256
@@ -37,7 +38,14 @@ def photograph(name, split, grade, index, dataset="DDR"):
     data = images.encode(pixels)
     row = dict.fromkeys(schema.REAL.names)
     row |= {"image_id": f"{dataset}/{name}", "dataset": dataset, "split": split, "grade": grade, "gradable": True}
-    row |= {"image": data, "width": PX, "height": PX, "sha256": sha256(data), "phash": "0" * 16, "stratum": "phantom"}
+    row |= {
+        "image": data,
+        "width": PX,
+        "height": PX,
+        "sha256": sha256(data),
+        "phash": phash(pixels),
+        "stratum": "phantom",
+    }
     return row
 
 

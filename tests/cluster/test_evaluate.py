@@ -1,18 +1,23 @@
 """`raydr evaluate`, `export` and `ensemble import`: other data sets, leaks refused, graders that travel."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from cluster.small_run import make_run, results, small_recipe
+from cluster.small_run import make_run, photograph, results, small_recipe
 
-from raydr import cli, metrics, schema, shards
-from raydr.cluster import evaluate, external, sweep, trial_node, trial_run
+from raydr import cli, images, metrics, schema, shards
+from raydr.cluster import evaluate, external, source_record, sweep, trial_node, trial_run
 from raydr.errors import LeakageError, MissingInput, UserError
+from raydr.fundus.phash import phash
+from raydr.identity import sha256
 from raydr.images import decode
+from raydr.storage import Run
 from raydr.trials import plan
 
 RECIPE = small_recipe(num_seeds=2, keep_weights=("oversampling", "band"))
@@ -33,10 +38,6 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """Another run: its photographs have other bytes."""
-    from raydr import images
-    from raydr.identity import sha256
-    from raydr.storage import Run
-
     rows = []
     rng = np.random.default_rng(0)
     for grade in range(5):
@@ -44,11 +45,7 @@ def other(tmp_path_factory):
             data = images.encode(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
             row = dict.fromkeys(schema.REAL.names)
             row |= {"image_id": f"DDR/{grade}-{k}", "dataset": "DDR", "split": "test", "grade": grade, "image": data}
-            rows.append(row | {"width": 32, "height": 32, "sha256": sha256(data), "phash": "0" * 16})
-    import dataclasses
-
-    import pyarrow as pa
-
+            rows.append(row | {"width": 32, "height": 32, "sha256": sha256(data), "phash": f"{grade:x}{k:x}" * 8})
     found = Run(str(tmp_path_factory.mktemp("other") / "elsewhere"))
     found.replace_json("recipe.json", {"recipe": dataclasses.asdict(RECIPE)})
     shards.commit(found, "real/000000.parquet", pa.Table.from_pylist(rows, schema.REAL), schema.REAL, "real")
@@ -60,6 +57,7 @@ def done(run, token, arms=()):
     graders = evaluate.graders(RECIPE, run, arms)
     for grader in graders:
         evaluate.evaluate_one(RECIPE, run, grader, found, False, 1)
+    external.describe(run, found.key, found.rows, found.num_excluded)
     return found, graders, external.write(RECIPE, run)
 
 
@@ -101,8 +99,6 @@ def test_photographs_that_a_run_learns_from_are_refused(run, tmp_path):
     # The same cohort under another folder: its test set is external to nobody, its training set was learnt from.
     twin = make_run(tmp_path / "twin", RECIPE)
     assert evaluate.external_set(run, twin.url).rows.num_rows == 55  # test and external photographs: not learnt from
-    import pyarrow as pa
-
     row = shards.read(run, "real", schema.REAL).to_pylist()[0] | {"split": "external", "dataset": "odd"}
     row["image_id"] = "odd/1"
     shards.commit(run, "real/odd.parquet", pa.Table.from_pylist([row], schema.REAL), schema.REAL, "odd")
@@ -112,6 +108,107 @@ def test_photographs_that_a_run_learns_from_are_refused(run, tmp_path):
     finally:
         for key in ("real/odd.parquet", shards.record_key("real/odd.parquet")):
             run.delete(key)
+
+
+@pytest.fixture
+def added(run):
+    """added(rows): rows of `real` beside those of the run, for the time of a test."""
+    keys = []
+
+    def add(rows):
+        keys.append(f"real/added-{len(keys)}.parquet")
+        shards.commit(run, keys[-1], pa.Table.from_pylist(rows, schema.REAL), schema.REAL, keys[-1])
+
+    yield add
+    for key in keys:
+        run.delete(key)
+        run.delete(shards.record_key(key))
+
+
+def external_rows(dataset, **columns):
+    """Ten photographs of no phantom, of an external set: two patients to a grade, two sources."""
+    rows = []
+    for grade in range(5):
+        for k in range(2):
+            row = photograph(f"{dataset}-{grade}-{k}", "external", grade, 5000 + 10 * grade + k, dataset)
+            rows.append(row | {"patient_id": f"{dataset}/{k}", "stratum": ("Brest", "Paris")[k]} | columns)
+    return rows
+
+
+def test_a_set_is_named_by_its_reader_or_in_any_spelling(run, added):
+    added(external_rows("Messidor-2"))
+    for token in ("messidor2", "Messidor-2", "MESSIDOR_2"):
+        assert evaluate.external_set(run, token).name == "Messidor_2"
+    # Under a name of its own, --dataset, the source's record tells the reader.
+    added(external_rows("Tours"))
+    source = source_record.Source("deepdrid", "Tours", "external", {}, 10, 0, "")
+    source_record.store(run, source_record.Record(source, []))
+    try:
+        assert evaluate.external_set(run, "deepdrid").name == evaluate.external_set(run, "tours").name == "Tours"
+        added(external_rows("TOURS."))
+        with pytest.raises(UserError, match=r"--on tours may mean TOURS\. or Tours: write the name out"):
+            evaluate.external_set(run, "tours")
+        assert evaluate.external_set(run, "Tours").name == "Tours"
+    finally:
+        run.delete(source_record.record_key("Tours"))
+
+
+def test_copies_of_what_was_learnt_from_are_left_out_and_counted(run, added, tmp_path):
+    learnt = photograph("learnt", "prior", 3, 7000, "EyePACS") | {"stratum": None}
+    added([learnt])
+    rows = external_rows("Brest")
+    pixels = decode(learnt["image"])[:, ::-1]  # a mirrored JPEG copy
+    copy = images.jpeg(pixels, 32, quality=90)
+    rows.append(rows[0] | {"image_id": "Brest/copy", "image": copy, "sha256": sha256(copy), "phash": phash(pixels)})
+    added(rows)
+    found = evaluate.external_set(run, "brest")
+    assert (found.rows.num_rows, found.num_excluded) == (10, 1)
+    assert "Brest/copy" not in found.rows["image_id"].to_pylist()
+    # The same set in a run of its own.
+    elsewhere = Run(str(tmp_path / "brest"))
+    elsewhere.replace_json("recipe.json", {"recipe": dataclasses.asdict(RECIPE)})
+    shards.commit(elsewhere, "real/0.parquet", pa.Table.from_pylist(rows, schema.REAL), schema.REAL, "real")
+    there = evaluate.external_set(run, elsewhere.url)
+    assert (there.rows.num_rows, there.num_excluded) == (10, 1)
+    added([rows[-1] | {"image_id": "Copies/1", "dataset": "Copies"}])
+    with pytest.raises(LeakageError, match="every photograph shows the same picture"):
+        evaluate.external_set(run, "Copies")
+
+
+def test_an_external_interval_draws_patients_and_strata_are_told_apart(run, added):
+    added(external_rows("Vienna"))
+    found, graders, numbers = done(run, "Vienna")
+    band = numbers["Vienna"]["band"]
+    assert [(part["stratum"], part["num_images"]) for part in band["strata"]] == [("Brest", 5), ("Paris", 5)]
+    table = shards.read(run, f"evaluations/{found.key}", schema.PREDICTIONS).to_pylist()
+    mine = {grader.grader_id for grader in graders if grader.arm == "band"}
+    right = [[row["grade"] == row["prediction"] for row in table if row["trial_id"] == one
+              and row["image_id"].endswith("-1")] for one in mine]  # fmt: skip
+    assert band["strata"][1]["balanced_accuracy"]["mean"] == pytest.approx(np.mean(right))
+    about = run.read_json(f"evaluations/{found.key}.json")
+    assert about["photographs"]["Vienna/Vienna-2-1"] == ["Vienna/1", "Paris"]
+
+    # Two photographs of one patient say as much as one: their interval is the one of half as many photographs.
+    def over(photographs):
+        grades = np.repeat(np.arange(5), 40)
+        made = {}
+        for arm, wrong in (("band", []), ("oversampling", [40, 41, 48, 49, 56, 57, 64, 65])):
+            predictions = grades.copy()
+            predictions[wrong] = 0
+            rows = [evaluation(f"i{k:03d}", grades[k], predictions[k]) for k in range(200)]
+            made[arm] = [(0, 0, pa.Table.from_pylist(rows, schema.PREDICTIONS))]
+        return external._over(made, "band", RECIPE, {"photographs": photographs})
+
+    alone = over({})
+    pairs = over({f"i{k:03d}": [f"p{k // 2}", None] for k in range(200)})
+    assert pairs["difference"] == alone["difference"]
+    ratio = (pairs["high"] - pairs["low"]) / (alone["high"] - alone["low"])
+    assert ratio == pytest.approx(2**0.5, rel=0.15)
+
+
+def evaluation(image_id, grade, prediction):
+    row = {"trial_id": "t", "split": "external", "image_id": image_id, "grade": grade, "prediction": prediction}
+    return row | {"probabilities": [0.2] * 5}
 
 
 def test_what_is_not_there_is_one_sentence(run):

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_score
 
 from raydr import schema
 from raydr.report import arms, data
@@ -61,6 +61,8 @@ def test_numbers_are_recomputed_from_the_predictions():
     values = arms.trial_numbers(one, one.trials[0])
     predictions = one.trials[0].verdicts["test"].predictions
     assert values["recall"] == [1, 0.5, 1, 0, 1]
+    expected = precision_score(GRADES, predictions, average=None, zero_division=np.nan)
+    assert values["precision"] == pytest.approx(expected, nan_ok=True)
     assert values["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(GRADES, predictions))
     assert values["accuracy"] == pytest.approx(0.7)
     assert values["seed"] == 4
@@ -74,6 +76,10 @@ def test_summary_row():
     # Balanced accuracies 1 and .8: mean .9, sample deviation .2 / sqrt(2).
     assert row["metrics"]["balanced_accuracy"] == pytest.approx({"mean": 0.9, "std": 0.2 / np.sqrt(2)})
     assert row["recall"][1]["mean"] == 0.5
+    # Mild: precision 1 in the first trial, and in the second no verdict of it at all.
+    assert [t.verdicts["test"].predictions.tolist().count(1) for t in both.trials] == [2, 0]
+    assert row["precision"][1]["mean"] == 1
+    assert np.isnan(row["precision"][1]["std"])
     pooled = sum(confusion_matrix(GRADES, t.verdicts["test"].predictions, labels=range(5)) for t in both.trials)
     assert np.array_equal(row["confusion"], pooled)
     # Mild verdicts at DDR priors: half of mild is called moderate.

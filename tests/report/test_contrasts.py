@@ -147,3 +147,12 @@ def test_patients_are_resampled_as_a_whole():
     replicate = contrasts._replicate(one, [[one.trials[0]]])
     assert replicate.clusters.tolist() == [k // 2 for k in range(10)]
     assert contrasts._replicate(part(trial("band", 0)), [[one.trials[0]]]).clusters is None
+
+
+def test_an_image_without_a_patient_is_a_patient_of_its_own():
+    patients = ["b", "b", None, "a", "a", None, *"cccd"]
+    one = part(trial("band", 0), patient_id=patients)
+    clusters = contrasts._replicate(one, [[one.trials[0]]]).clusters.tolist()
+    assert len(set(clusters)) == 6
+    same = [(i, j) for i in range(10) for j in range(i) if clusters[i] == clusters[j]]
+    assert same == [(1, 0), (4, 3), (7, 6), (8, 6), (8, 7)]

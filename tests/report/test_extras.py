@@ -104,6 +104,11 @@ def test_quality_and_other_data_sets_are_shown_when_they_are_there(tmp_path):
     run.replace_json(extras.QUALITY, about | {"format": 1})
     found = {"num_images": 103, "num_graders": 3, "balanced_accuracy": {"mean": 0.612, "std": 0.02}}
     over = {"difference": 0.034, "low": -0.01, "high": 0.08, "p": 0.2}
+    found["num_excluded"] = 2
+    found["strata"] = [
+        {"stratum": name, "num_images": n, "balanced_accuracy": {"mean": share, "std": None}}
+        for name, n, share in (("Brest", 40, 0.5), ("Paris", 63, 0.75))
+    ]
     arms = {"band": found | {"over_baseline": over}, "oversampling": found | {"over_baseline": None}}
     run.replace_json(extras.EXTERNAL, {"<IDRiD>": arms})
     html, results = page.render(run, recipe)
@@ -115,6 +120,8 @@ def test_quality_and_other_data_sets_are_shown_when_they_are_there(tmp_path):
     assert "band 103 3 0.612 ± 0.020 +3.4 −1.0 to +8.0" in shown
     assert "oversampling 103 3 0.612 ± 0.020 —" in shown
     assert "<IDRiD> arm images graders balanced accuracy" in shown
+    assert "arm Brest 40 images Paris 63 images band 50.0 75.0 oversampling 50.0 75.0" in shown
+    assert "same picture as one that was learnt from: 2." in shown
     assert results["quality"]["plain-g1-0"]["1"] == row
     assert results["external"]["<IDRiD>"]["band"]["balanced_accuracy"]["mean"] == 0.612
     assert "external" in Outline(html).ids

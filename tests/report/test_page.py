@@ -74,6 +74,7 @@ def test_numbers_on_the_page_are_those_of_results(rendered):
     shown = visible(html)
     for row in results["table"]:
         assert f"{100 * row['metrics']['balanced_accuracy']['mean']:.1f}" in shown
+        assert all(f"{100 * value['mean']:.1f}" in shown for value in (*row["recall"], *row["precision"]))
     for row in results["contrasts"]:
         between = f"{figures.signed(row['low'])} to {figures.signed(row['high'])}"
         assert between in shown
