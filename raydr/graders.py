@@ -151,6 +151,8 @@ class Sweep:
     # Grades that receive synthetic images.
     grades: tuple[int, ...] = (1, 3)
     ratio: float = 1.0
+    # Images that every synthesised grade is to get (the paper: 5,000); 0 = by ratio, as the map always.
+    count: int = added(0)
     band: tuple[float, float] = (0.7, 0.9)
     # Cells of the band x ratio map, scored on validation only; empty = no map.
     map_bands: tuple[tuple[float, float], ...] = ()
@@ -166,3 +168,4 @@ class Sweep:
     def __post_init__(self) -> None:
         require(self.num_seeds >= 1, "sweep.num_seeds must be at least 1")
         require(self.ratio >= 0, "sweep.ratio must not be negative")
+        require(self.count >= 0, "sweep.count must not be negative")

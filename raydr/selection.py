@@ -1,8 +1,8 @@
 """Band x ratio x grades -> training rows. Pure: tables in, row numbers out, no image is opened.
 
 Every arm gets the same number N of extra images per grade, N = round(r (max_h n(h) - n(g))) at ratio
-r, so that r = 1 balances (paper 9). Where the poorest arm of a sweep can give fewer, all get fewer and
-the shortage is stated: arms then differ in which images they add, never in how many.
+r, so that r = 1 balances, or a count of the user's (paper 9). Where the poorest arm of a sweep can give fewer, all get
+fewer and the shortage is stated: arms then differ in which images they add, never in how many.
 """
 
 from collections.abc import Sequence
@@ -109,8 +109,10 @@ class Tables:
         kind, rows = self.supply(arm, grade, band)
         return 2**62 if kind == "roundtrip" and len(rows) else len(rows)
 
-    def asked(self, ratio: float, grades: Sequence[int]) -> np.ndarray:
-        """N per grade that ratio r asks for, int64 (5,)."""
+    def asked(self, ratio: float, grades: Sequence[int], count: int = 0) -> np.ndarray:
+        """N per grade that ratio r, or where it is not 0 `count`, asks for: int64 (5,)."""
+        if count:
+            return np.where(np.isin(GRADES, list(grades)), count, 0)
         train = part_of(self.real, "train", self.fold)
         return wanted(counts_of(np.asarray(self.real["grade"])[train]), ratio, grades)
 
@@ -136,10 +138,11 @@ def common_counts(
     samples: pa.Table,
     good: np.ndarray,
     fold: int | None,
+    count: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N, wanted) int64 (5,) each: N is what every arm of the family "main" that adds images can give."""
     tables = Tables(real, samples, good, fold)
-    asked = tables.asked(ratio, grades)
+    asked = tables.asked(ratio, grades, count)
     given = asked.copy()
     for name in arms:
         arm = arm_named(name)
@@ -150,14 +153,16 @@ def common_counts(
 
 
 def counts_of_arms(
-    arms: Sequence[str], ratio: float, grades: Sequence[int], band: tuple[float, float], tables: Tables
+    arms: Sequence[str], ratio: float, grades: Sequence[int], band: tuple[float, float], tables: Tables, count: int = 0
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{arm: (N, wanted)}, int64 (5,) each, for all arms of a sweep that are trained as graders.
 
     The bins get what the poorest of those bins that have any of a grade can give: equal numbers, and 0 where
-    a bin is empty. A control takes main's number of the sweep's grades, as far as it reaches.
+    a bin is empty. A control takes main's number of the sweep's grades, as far as it reaches. `count` images per grade
+    are wanted where it is not 0, whatever the ratio.
     """
-    common, asked = common_counts(arms, ratio, grades, band, tables.real, tables.samples, tables.good, tables.fold)
+    parts = tables.real, tables.samples, tables.good, tables.fold
+    common, asked = common_counts(arms, ratio, grades, band, *parts, count)
     bins = {name: arm_named(name) for name in arms if arm_named(name).family == "bin"}
     amounts = {name: {g: tables.amount(arm, g, band) for g in grades} for name, arm in bins.items()}
     found = {}
@@ -172,7 +177,7 @@ def counts_of_arms(
                 there = [counts[grade] for counts in amounts.values() if counts[grade]]
                 given[grade] = min(asked[grade], *there) if amounts[name][grade] else 0
         elif arm.family == "control":
-            wished = tables.asked(ratio, grades_of(arm, grades))
+            wished = tables.asked(ratio, grades_of(arm, grades), count)
             for grade in grades_of(arm, grades):
                 most = common[grade] if grade in grades else wished[grade]
                 given[grade] = min(most, tables.amount(arm, grade, band))

@@ -152,7 +152,7 @@ def count(recipe: Recipe) -> int:
 def plan(recipe: Recipe, tables: selection.Tables) -> Plan:
     """Every trial of the sweep but those that a searcher of Ray's suggests: arms, the map's cells, a random search."""
     sweep = recipe.sweep
-    counts = selection.counts_of_arms(sweep.arms, sweep.ratio, sweep.grades, sweep.band, tables)
+    counts = selection.counts_of_arms(sweep.arms, sweep.ratio, sweep.grades, sweep.band, tables, sweep.count)
     main = [name for name in sweep.arms if arm_named(name).family == "main" and arm_named(name).source in CHANGES]
     if main and counts[main[0]][1].sum() > 0 and counts[main[0]][0].sum() == 0:
         raise UserError(
@@ -196,7 +196,7 @@ def search_base(recipe: Recipe, tables: selection.Tables) -> Trial:
     """A trial of the searched arm, of which a search varies the grader alone."""
     sweep, name = recipe.sweep, recipe.sweep.search.arm
     arms = tuple(dict.fromkeys((*sweep.arms, name)))
-    given, asked = selection.counts_of_arms(arms, sweep.ratio, sweep.grades, sweep.band, tables)[name]
+    given, asked = selection.counts_of_arms(arms, sweep.ratio, sweep.grades, sweep.band, tables, sweep.count)[name]
     return _trial(name, "search", sweep.band, sweep.ratio, 0, given, asked)
 
 

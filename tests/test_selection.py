@@ -320,6 +320,17 @@ def test_controls_take_the_common_number_and_hold_nobody_back():
     assert found["oversampling"] == ([0] * 5, [0] * 5)
 
 
+def test_a_count_of_ones_own_takes_the_place_of_the_ratio():
+    found = counts_of_arms(("naive", "ecc_w0", "all_grades", "bin_paper", "ceiling"), 0.25, (1, 3), BAND, TABLES, 2)
+    assert [given.tolist() for given, _ in found.values()] == [
+        [0, 2, 0, 2, 0], [0] * 5, [0, 2, 0, 2, 0], [0, 2, 0, 2, 0], [0, 2, 0, 2, 0],
+    ]  # fmt: skip
+    assert [asked.tolist() for _, asked in found.values()] == [[0, 2, 0, 2, 0]] * 2 + [[2] * 5] + [[0, 2, 0, 2, 0]] * 2
+    # More than the poorest arm has: all get what it has, and the shortage is stated.
+    (given, asked), _ = counts_of_arms(("naive", "ceiling"), 1.0, (1, 3), BAND, TABLES, 5000).values()
+    assert (given.tolist(), asked.tolist()) == ([0, 5, 0, 3, 0], [0, 5000, 0, 5000, 0])
+
+
 def test_the_prior_sets_photographs_are_a_control():
     # Prior: 4 mild and 2 severe photographs; the main arms can give 6 of each, then 2.
     for number, reached in ((6, [0, 4, 0, 2, 0]), (2, [0, 2, 0, 2, 0])):

@@ -137,3 +137,15 @@ def test_draws_of_a_search_lie_in_their_ranges_and_never_change():
 def test_treatments_are_read(text, expected):
     found = treatments.treated(Grader(), text)
     assert (found.loss, found.loss_parameter, found.sampler) == expected
+
+
+def test_a_count_at_its_default_changes_no_identity_and_is_an_option_of_the_sweep(capsys, tmp_path):
+    from raydr import cli
+    from raydr.identity import as_dict
+
+    assert "count" not in as_dict(DEMO.sweep)
+    assert as_dict(swept(count=5000).sweep)["count"] == 5000
+    with pytest.raises(UserError, match="sweep.count must not be negative"):
+        swept(count=-1)
+    assert cli.main(["sweep", "--recipe", "demo", "--out", str(tmp_path), "--count", "70", "--dry-run"]) == 0
+    assert '"count": 70' in capsys.readouterr().out

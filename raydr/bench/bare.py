@@ -231,6 +231,7 @@ def train_graders(url: str, recipe: Recipe, threads: int, share: int, of: int, d
             target, f"trials/predictions/{trial}.parquet", pa.concat_tables(tables), schema.PREDICTIONS, trial
         )
         row = {"trial_id": trial, "seed": seed, "balanced_accuracy": values["balanced_accuracy"]}
+        row["seconds"] = trained.seconds
         shards.commit(
             target, f"trials/results/{trial}.parquet", workload.fill(row, 1, schema.TRIALS), schema.TRIALS, trial
         )

@@ -27,14 +27,24 @@ def run(bench: Rig) -> None:
         return found
 
     def bare(number: int) -> Measured:
-        return _graders(bench, processes)
+        found, target = _graders(bench, processes)
+        bare_seconds.append(training_seconds(target))
+        return found
 
     seconds: list[float] = []
+    bare_seconds: list[float] = []
     verdict = bench.pair("sweep", "trials", pipeline, bare, bar=0.95)
-    alone = _graders(bench, 1)
+    alone, target = _graders(bench, 1)
+    one = training_seconds(target)
     bench.result.add(
         f"{processes} bare trainings over one", verdict.bare * alone.seconds.each, "x", "what these cores allow"
     )
+    # Of the trainings alone: what Tune adds between them is the pair's business, and the line's below.
+    gain, bare_gain = (processes * one / median(each) for each in (seconds, bare_seconds))
+    bench.result.add(
+        f"{processes} trials at once over one bare training", gain, "x",
+        f"training alone; {gain / bare_gain:.3f} of the {bare_gain:.2f} x of bare processes, bar .95",
+    )  # fmt: skip
     rest = processes / verdict.pipeline - median(seconds)
     bench.result.add("a trial beyond its training", rest, "s", "evaluation, commits, Tune's turn-around; bar 3")
     first_epoch(bench)
@@ -47,11 +57,12 @@ def tuned(bench: Rig, target: Run) -> None:
         raise UserError(f"{len(failed)} trials of the benchmark's sweep failed, the first is {failed[0]}: see above")
 
 
-def _graders(bench: Rig, processes: int) -> Measured:
+def _graders(bench: Rig, processes: int) -> tuple[Measured, Run]:
+    """Bare loops side by side, and the run that holds their rows."""
     target = bench.copy("sweep-bare")
     common = {"url": target.url, "recipe": plain(bench.recipe), "threads": 1, "of": processes, "device": bench.device}
     arguments = [common | {"share": share} for share in range(processes)]
-    return bench.bare("train_graders", workload.commits(target, "trials/results"), *arguments)
+    return bench.bare("train_graders", workload.commits(target, "trials/results"), *arguments), target
 
 
 def training_seconds(target: Run) -> float:

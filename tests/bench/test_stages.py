@@ -86,11 +86,13 @@ def test_sweep(bench, monkeypatch):
         return {"failed": []}
 
     monkeypatch.setattr(sweep.sweep, "run", trials)
-    monkeypatch.setattr(sweep, "training_seconds", lambda target: 0.1)
     sweep.run(bench)
     (pair,) = bench.result.pairs
     assert pair.unit == "trials"
     assert pair.efficiency > 0
     names = {"2 bare trainings over one", "a trial beyond its training", "first epoch's wait for images"}
-    assert set(bench.result.values) == names
+    at_once = "2 trials at once over one bare training"
+    assert set(bench.result.values) == {*names, at_once}
+    assert bench.result.values[at_once]["value"] > 0
+    assert " x of bare processes, bar .95" in bench.result.values[at_once]["note"]
     assert 0 < bench.result.values["first epoch's wait for images"]["value"] < 100
