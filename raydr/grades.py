@@ -14,6 +14,5 @@ STAGES = ("normal", "mild DR", "moderate DR", "severe DR", "proliferative DR")
 
 # Official DDR test split: what "accuracy at DDR priors" weighs the recalls with.
 DDR_TEST_COUNTS = (1880, 189, 1344, 71, 275)
-DDR_TRAINVAL_COUNTS = (4386, 441, 3133, 165, 638)
 EYEPACS_COUNTS = (25810, 2443, 5292, 873, 708)
 APTOS_COUNTS = (1805, 370, 999, 193, 295)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydr import schema, shards, spending, trials
+from raydr import prices, schema, shards, spending, trials
 from raydr.arms import arm_named
 from raydr.config import Recipe
 from raydr.errors import UserError
@@ -55,17 +55,30 @@ class Left:
     num_done: int
     num_left: int
     seconds: float | None
+    # The seconds are `--shape.trial-seconds`, and nothing was measured.
+    assumed: bool = False
 
     def words(self, shape: Shape) -> str:
         """Hours of training, and GPU-hours where a trial has (a share of) a GPU."""
         assert self.seconds is not None
         hours = self.seconds / 3600
         gpus = f", {hours * shape.trial_gpus:.2f} GPU-hours" if shape.trial_gpus else ""
-        return f"about {hours:.2f} h of training for {self.num_left} more{gpus}"
+        told = f"about {hours:.2f} h of training for {self.num_left} more{gpus}"
+        if not self.assumed:
+            return told
+        table = prices.load(shape.prices)
+        hourly = table.hourly({prices.GROUPS[0]: "sweep"}) if shape.trial_gpus else None
+        if hourly is not None:
+            examples = "" if table.checked else ", example prices"
+            told += f", {hourly * hours * shape.trial_gpus:.2f} {table.currency} with one GPU a node{examples}"
+        return f"{told}, assuming {shape.trial_seconds:g} s a trial"
 
 
-def sweep_left(recipe: Recipe, parts: Sequence[Run]) -> Left:
-    """`parts` are the replicates' runs. Seconds by the mean of a step of committed trials of the sweep's backbones."""
+def sweep_left(recipe: Recipe, parts: Sequence[Run], shape: Shape) -> Left:
+    """`parts` are the replicates' runs. Seconds by the mean of a step of committed trials of the sweep's backbones.
+
+    Before there is such a trial by `shape.trial_seconds`, where that is given.
+    """
     columns = ["backbone", "steps", "seconds"]
     rows = [
         row
@@ -77,7 +90,7 @@ def sweep_left(recipe: Recipe, parts: Sequence[Run]) -> Left:
     measured = [row for row in rows if row["backbone"] in backbones and row["seconds"]]
     left = max(0, trials.count(recipe) * len(parts) - len(rows))
     if not measured:
-        return Left(len(rows), left, None)
+        return Left(len(rows), left, shape.trial_seconds * left or None, assumed=True)
     each = sum(row["seconds"] for row in measured) / sum(row["steps"] for row in measured)
     return Left(len(rows), left, each * recipe.sweep.grader.steps * left)
 
@@ -117,7 +130,7 @@ def describe(recipe: Recipe, target: Run, shape: Shape | None = None) -> list[Ro
         return ", ".join(told)
 
     finetune, synthesize, sweep = recipe.finetune, recipe.synthesize, recipe.sweep
-    rest = sweep_left(recipe, parts)
+    rest = sweep_left(recipe, parts, shape)
     groups = 1 if finetune.joint else len(finetune.grades)
     grades = 5 if finetune.joint else 1
     num_generators = groups * len(finetune.kinds)

@@ -23,6 +23,8 @@ class Shape:
     # Concurrent grader trials and the GPUs of each.
     trial_cpus: float = 1.0
     trial_gpus: float = 0.0
+    # Seconds of a grader trial that --dry-run counts with until one has been measured; 0 = says "unmeasured".
+    trial_seconds: float = 0.0
     # Workers of Ray Train and the GPUs of each.
     train_workers: int = 1
     train_gpus: float = 0.0
@@ -58,6 +60,7 @@ class Shape:
         )
         require(self.num_cpus is None or self.num_cpus >= 1, "shape.num_cpus must be at least 1")
         require(self.train_side_by_side >= 0, "shape.train_side_by_side must be at least 1, or 0 for all that fit")
+        require(self.trial_seconds >= 0, "shape.trial_seconds must not be negative")
         require(self.max_failures >= 0, "shape.max_failures must be at least 0")
 
 

@@ -97,6 +97,31 @@ def test_what_is_left_of_a_sweep_is_estimated_from_measured_trials(tmp_path):
     assert found["sweep"] == "unmeasured, about 2.00 h of training for 6 more, 0.50 GPU-hours"
 
 
+def test_before_a_trial_is_measured_its_seconds_may_be_assumed(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAYDR_PRICES", raising=False)
+    recipe = changed(recipes.named("debug"), sweep={"arms": ("band", "naive"), "num_seeds": 5, "map_bands": ()})
+
+    def told(**fields):
+        shape = dataclasses.replace(shapes.named("cluster"), **fields)
+        return {row.stage: row.cost for row in describe(recipe, Run(tmp_path), shape)}["sweep"]
+
+    assert told() == "unmeasured"
+    # 10 trials of an hour on half a GPU: 5 GPU-hours, on spot g4dn.2xlarge at .30.
+    assert told(trial_seconds=3600.0) == (
+        "unmeasured, about 10.00 h of training for 10 more, 5.00 GPU-hours, 1.50 USD with one GPU a node, example "
+        "prices, assuming 3600 s a trial"
+    )
+    assert told(trial_seconds=3600.0, trial_gpus=0.0) == (
+        "unmeasured, about 10.00 h of training for 10 more, assuming 3600 s a trial"
+    )
+    row = dict.fromkeys(schema.TRIALS.names) | {"trial_id": "t", "backbone": "test_resnet", "steps": 6, "seconds": 60.0}
+    table = pa.Table.from_pylist([row], schema.TRIALS)
+    shards.commit(Run(tmp_path), "trials/results/t.parquet", table, schema.TRIALS, "t")
+    assert told(trial_seconds=3600.0) == "unmeasured, about 0.15 h of training for 9 more, 0.07 GPU-hours"
+    with pytest.raises(UserError, match=r"shape\.trial_seconds must not be negative"):
+        dataclasses.replace(shapes.named("laptop"), trial_seconds=-1)
+
+
 def test_an_earlier_table_of_trials_reads_with_nulls(tmp_path):
     """Rows of a version without the columns of mixup and soft labels."""
     earlier = schema.versions(schema.TRIALS)[1]

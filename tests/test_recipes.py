@@ -2,11 +2,11 @@ import dataclasses
 import json
 
 import pytest
+from published import DDR_TRAINVAL_COUNTS
 
 from raydr import config, graders, recipes, sources
 from raydr.config import Recipe
 from raydr.errors import UserError
-from raydr.grades import DDR_TRAINVAL_COUNTS
 from raydr.identity import canonical
 from raydr.plan import check, describe
 from raydr.record import restore
@@ -70,7 +70,7 @@ def test_other_values_of_every_field_survive_json():
             max_quarantine=0.5,
         ),
         sweep=config.Sweep(
-            arms=("band",), num_seeds=2, grader=grader, grades=(2,), ratio=0.5, band=(0.1, 0.2),
+            arms=("band",), num_seeds=2, grader=grader, grades=(2,), ratio=0.5, count=9, band=(0.1, 0.2),
             map_bands=((0.1, 0.3), (0.2, 0.4)), map_ratios=(0.5, 1.0), map_seeds=2, keep_weights=("band",),
             axes=graders.Axes(losses=("focal=1",), mixups=(0.2,), arms=("band",), num_random=2),
             search=graders.Search("band", 3, "optuna", True, (0.1, 0.2), (0.3, 0.4), ("ce",), (0.1,)),

@@ -145,7 +145,7 @@ def test_a_count_at_its_default_changes_no_identity_and_is_an_option_of_the_swee
 
     assert "count" not in as_dict(DEMO.sweep)
     assert as_dict(swept(count=5000).sweep)["count"] == 5000
-    with pytest.raises(UserError, match="sweep.count must not be negative"):
+    with pytest.raises(UserError, match=r"sweep\.count must not be negative"):
         swept(count=-1)
     assert cli.main(["sweep", "--recipe", "demo", "--out", str(tmp_path), "--count", "70", "--dry-run"]) == 0
     assert '"count": 70' in capsys.readouterr().out

@@ -75,11 +75,6 @@ def log_prior(counts: np.ndarray) -> np.ndarray:
     return np.log(n / n.sum())
 
 
-def posthoc(logits: Tensor, counts: np.ndarray, tau: float) -> Tensor:
-    """Menon et al. 2021, eq. 9: logits - tau log prior, for a model trained by plain cross entropy."""
-    return logits - tau * torch.as_tensor(log_prior(counts), dtype=logits.dtype, device=logits.device)
-
-
 def joint(binary_loss: Tensor, grade_loss: Tensor, sigma1: Tensor, sigma2: Tensor) -> Tensor:
     """LANet's adaptive loss (paper.md 7): exp(-s1) CE_bin + s1 + exp(-s2) CE_5 + s2; scalars."""
     return torch.exp(-sigma1) * binary_loss + sigma1 + torch.exp(-sigma2) * grade_loss + sigma2

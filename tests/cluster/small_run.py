@@ -18,6 +18,8 @@ from raydr.storage import Run
 
 COUNTS = {"train": (24, 8, 16, 6, 8), "validation": (4,) * 5, "test": (8,) * 5, "fresh": (0, 16, 0, 16, 0)}
 COUNTS["external"] = (3,) * 5
+COUNTS["prior"] = (0, 3, 0, 2, 0)
+DATASETS = {"external": "IDRID", "prior": "EyePACS"}
 PX = 32
 
 
@@ -55,7 +57,7 @@ def make_run(out, recipe, samples_per_grade=12, grades=(1, 3)):
     run.replace_json("recipe.json", {"recipe": dataclasses.asdict(recipe), "versions": {}, "revision": None})
     rows = []
     for split, counts in COUNTS.items():
-        dataset = "IDRID" if split == "external" else "DDR"
+        dataset = DATASETS.get(split, "DDR")
         for grade, count in enumerate(counts):
             rows += [photograph(f"{split}-{grade}-{k}", split, grade, 100 * grade + k, dataset) for k in range(count)]
     key = "real/000000.parquet"

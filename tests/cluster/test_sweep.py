@@ -42,10 +42,10 @@ def test_a_sweep_grows_by_the_new_trials_and_one_failure_is_not_fatal(tmp_path, 
         assert [row["arm"] for row in first] == ["band", "naive", "oversampling"]
         for row in first:
             assert recomputed(run, row) == pytest.approx(row["balanced_accuracy"], abs=1e-6)
-        # inception_v3 needs 75 px: the trials of this axis fail, each by itself.
         axes = Axes(losses=("focal=1", "ldam@instance"), backbones=(), arms=("band",))
         grown = changed(recipe, sweep={"axes": axes, "arms": (*recipe.sweep.arms, "probe")})
         assert sweep.run(grown, run, SHAPE) == {"trials": 6, "run": 3, "failed": []}
+        # inception_v3 needs 75 px: its trials fail, each by itself.
         failing = changed(grown, sweep={"axes": Axes(backbones=("inception_v3",), arms=("naive",))})
         found = sweep.run(failing, run, SHAPE)
         assert (found["trials"], found["run"], len(found["failed"])) == (5, 1, 1)

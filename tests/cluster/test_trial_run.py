@@ -6,22 +6,20 @@ import numpy as np
 import pytest
 from cluster.small_run import make_run, recomputed, results, small_recipe
 
-from raydr import metrics, schema, shards
+from raydr import arms, metrics, schema, shards
 from raydr.cluster import sweep, trial_node, trial_run
 from raydr.grading.evaluate import load_grader
+from raydr.kinds import CHANGES
 from raydr.trials import plan
 
-ARMS = (
-    "real_only", "oversampling", "naive", "band", "bin_low", "bin_top", "ecc_w0", "ecc_unselected", "vae_roundtrip",
-    "ensemble", "ceiling", "probe", "probe_roundtrip",
-)  # fmt: skip
+ARMS = tuple(arms.ARMS)
 RECIPE = small_recipe(arms=ARMS, band=(0.4, 1.0), keep_weights=("band",))
 
 
 def with_kinds(recipe):
     import dataclasses
 
-    finetune = dataclasses.replace(recipe.finetune, kinds=("plain", "ecc", "ecc_w0", "ecc_unselected"))
+    finetune = dataclasses.replace(recipe.finetune, kinds=tuple(CHANGES))
     return dataclasses.replace(recipe, finetune=finetune)
 
 
@@ -56,9 +54,18 @@ def test_what_the_arms_added(done):
     # 12 samples a grade, the band [.4, 1] holds 7 of them; 24 - 8 = 16 and 24 - 6 = 18 are asked for.
     assert rows["band"]["num_synthetic"] == rows["naive"]["num_synthetic"] == [0, 7, 0, 7, 0]
     assert rows["band"]["shortage"] == [0, 9, 0, 11, 0]
-    assert rows["ecc_w0"]["num_synthetic"] == rows["vae_roundtrip"]["num_synthetic"] == [0, 7, 0, 7, 0]
+    controls = ["vae_roundtrip", *(kind for kind in CHANGES if kind not in ("plain", "ecc"))]
+    assert len(controls) == 7
+    for name in ("random_subset", "ecc", "ecc_band", *controls):
+        assert rows[name]["num_synthetic"] == [0, 7, 0, 7, 0], name
+    # Nobody made moderate and proliferative samples here; 24 - 16 and 24 - 8 are asked for.
+    assert rows["all_grades"]["num_synthetic"] == [0, 7, 0, 7, 0]
+    assert rows["all_grades"]["shortage"] == [0, 9, 8, 11, 16]
+    # Three mild and two severe photographs of the prior set, which hold no other arm back.
+    assert (rows["external_real"]["num_real"], rows["external_real"]["shortage"]) == (62 + 5, [0, 13, 0, 16, 0])
     # [0, .5) holds 6 of either grade, (.9, 1] one.
-    assert rows["bin_low"]["num_synthetic"] == rows["bin_top"]["num_synthetic"] == [0, 1, 0, 1, 0]
+    for name in ("bin_low", "bin_mid", "bin_paper", "bin_top"):
+        assert rows[name]["num_synthetic"] == [0, 1, 0, 1, 0]
     assert rows["ceiling"]["num_real"] == 62 + 14
     assert rows["oversampling"]["num_synthetic"] == rows["ensemble"]["num_synthetic"] == [0] * 5
     assert rows["ensemble"]["backbone"] == "ensemble of 3: test_resnet"

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import skimage.data
 from PIL import Image, ImageEnhance
+from published import DDR_TRAINVAL_COUNTS
 
 from fundus.trees import drawing, photograph
 from raydr.fundus.audit import Audit, audit
@@ -22,7 +23,6 @@ from raydr.fundus.preprocess import prepare, prepare_row
 from raydr.fundus.readers import ddr, fgadr
 from raydr.fundus.readers.rows import Row
 from raydr.fundus.shortcuts import mean_colour, name_family, telling_sources
-from raydr.grades import DDR_TRAINVAL_COUNTS
 from raydr.identity import sha256
 from raydr.images import encode
 from raydr.schema import QUARANTINE, REAL

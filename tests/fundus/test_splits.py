@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published import DDR_TRAINVAL_COUNTS
 
 from raydr.errors import UserError
 from raydr.fundus.readers.rows import Row
 from raydr.fundus.splits import Fractions, assign_splits, groups_of, make_folds, read_folds, stratified
-from raydr.grades import DDR_TRAINVAL_COUNTS, EYEPACS_COUNTS
+from raydr.grades import EYEPACS_COUNTS
 
 
 def row(name: str, grade: int | None, patient: str | None = None, split: str | None = None, dataset: str = "D") -> Row:
