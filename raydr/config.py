@@ -209,11 +209,12 @@ class Recipe:
     name: str
     # Root of every seed below; another seed is another cohort (phantoms) and other noise.
     seed: int = 1
-    # Independent repetitions of the whole chain (cohort, ensemble, generators, trials).
+    # Repetitions of the whole chain (ensemble, generators, trials): of phantoms each on a cohort of its own, of
+    # photographs on the same ones, with other seeds and, where there is a fold, the next fold each.
     num_replicates: int = 1
     # Which of them this is; set for the runs OUT/replicate-N, never by hand.
     replicate: int = 0
-    # Evaluated fold of a pooled train + validation set; null uses the official splits.
+    # Evaluated fold of a pooled train + validation set (of replicates the first one); null uses the official splits.
     fold: int | None = None
     ingest: Ingest = field(default_factory=Ingest)
     ensemble: Ensemble = field(default_factory=Ensemble)
@@ -232,5 +233,6 @@ class Recipe:
         )
 
     def replicate_of(self, index: int) -> "Recipe":
-        """The recipe of replicate `index`: the same experiment on another cohort."""
-        return dataclasses.replace(self, num_replicates=1, replicate=index)
+        """The recipe of replicate `index`: the same experiment on another cohort, or evaluating a later fold."""
+        fold = None if self.fold is None else self.fold + index
+        return dataclasses.replace(self, num_replicates=1, replicate=index, fold=fold)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import ray
 
 from raydr import schema, selection, shards, terminal
-from raydr.cluster import ensemble, external, leaks, placement, session, source_record
+from raydr.cluster import ensemble, external, folds, leaks, placement, session, source_record
 from raydr.cluster.trial_run import GRADERS
 from raydr.config import Recipe
 from raydr.errors import LeakageError, MissingInput, UserError
@@ -187,6 +187,7 @@ def run(
     shape = shape or Shape()
     target = out if isinstance(out, Run) else Run(out)
     jobs: list[tuple[str, Recipe, Graded, External]] = []
+    folds.share(recipe, target, replicates(recipe, target))
     for part, place in replicates(recipe, target):
         for found in [external_set(place, token) for token in on]:
             if found.num_excluded:

@@ -75,7 +75,7 @@ def look(recipe: Recipe, target: Run, request: Request) -> Listing:
     Raises UserError for what the user can mend: nothing there, folds that cannot be filled, IdentityMismatch where the
     source or the request differs from what was ingested.
     """
-    if recipe.num_replicates > 1:
+    if recipe.num_replicates > 1 and recipe.ingest.source == "phantom":
         raise UserError("replicates are cohorts of phantoms: give real photographs a recipe with --num-replicates 1")
     listed_at = time.time()
     base, rows, rejected = open_listing(request.reader, request.path, request.dataset, request.role)

@@ -68,7 +68,9 @@ def open_run(recipe: Recipe, target: Run) -> None:
     stored = target.read_json("recipe.json") if target.exists("recipe.json") else None
     if stored:
         begun = [stage for stage in STAGES if stage in stored.get("begun", [])]
-        for name in ("seed", "fold", "num_replicates", "replicate"):
+        # Photographs are the same however often the chain repeats on them; a cohort of phantoms is one replicate's.
+        counts = [] if begun == ["ingest"] and recipe.ingest.source != "phantom" else ["num_replicates"]
+        for name in ("seed", "fold", *counts, "replicate"):
             if begun and stored["recipe"][name] != getattr(recipe, name):
                 raise _mismatch(target, name, stored["recipe"][name], getattr(recipe, name))
         for stage in begun:
@@ -130,7 +132,7 @@ def run(
 
     Raises UserError for what the user can mend; a second driver on the same output is refused.
     """
-    from raydr.cluster import preflight, session
+    from raydr.cluster import folds, preflight, session
 
     shape = shape or Shape()
     target = out if isinstance(out, Run) else Run(out)
@@ -143,10 +145,12 @@ def run(
         for part, place in parts:
             if place != target:
                 open_run(part, place)
+        folds.share(recipe, target, parts)
         todo = [item for item in parts if any(not finished(item[0], item[1], stage) for stage in stages)]
         for part, place in parts:
             if len(parts) > 1:
-                terminal.note(f"replicate {part.replicate + 1} of {recipe.num_replicates}")
+                of_fold = f", fold {part.fold}" if part.fold is not None else ""
+                terminal.note(f"replicate {part.replicate + 1} of {recipe.num_replicates}{of_fold}")
             if (part, place) not in todo:
                 for stage in stages:
                     summaries[stage] = finished(part, place, stage)

@@ -50,6 +50,8 @@ def answer(results: dict[str, Any]) -> dict[str, list[str]]:
                 f"{str(primary[0]['conditional_on']).capitalize()}: {chains} of the chain (cohort, ensemble, "
                 f"generator) ran, and a claim beyond that needs at least {MIN_REPLICATES}."
             )
+        if results["varied"]:
+            caveats.append(f"Between the replicates differ {results['varied']}.")
         detectable = max(row["minimum_detectable_difference"] for row in primary)
         if detectable == 0:
             caveats.append("The arms gave the same verdicts in every training: nothing can differ here.")

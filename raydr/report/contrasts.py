@@ -197,6 +197,18 @@ def conditional_on(num_replicates: int) -> str | None:
     return "conditional on one generator" if num_replicates == 1 else f"conditional on {num_replicates} generators"
 
 
+def varied(recipe: dict[str, Any]) -> str | None:
+    """What differs between the replicates of a run with this recipe (as a dict); None where there is one."""
+    if recipe["num_replicates"] == 1:
+        return None
+    seeds = "the seeds of ensemble, generators and graders"
+    if recipe["ingest"]["source"] == "phantom":
+        return f"the cohort of photographs and {seeds}"
+    if recipe["fold"] is None:
+        return f"{seeds}; all are made of the same photographs"
+    return f"the evaluated fold and {seeds}; the folds share their photographs, so their training sets overlap"
+
+
 def _replicate(part: Part, trials: list[list]) -> Replicate:
     grades = part.sets["test"].grades
     hits = np.array([[trial.verdicts["test"].predictions == grades for trial in seeds] for seeds in trials])

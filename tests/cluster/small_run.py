@@ -71,7 +71,7 @@ def make_run(out, recipe, samples_per_grade=12, grades=(1, 3)):
 def add_members(run, recipe):
     """Untrained members, stored as `raydr ensemble` stores them."""
     real = shards.read(run, "real", schema.REAL, ensemble.COLUMNS)
-    seen = real["image_id"].take(selection.part_of(real, "train", None)).to_pylist()
+    seen = real["image_id"].take(selection.part_of(real, "train", recipe.fold)).to_pylist()
     for number, member in enumerate(recipe.ensemble.members):
         name = ensemble.member_name(recipe, number)
         model = backbones.build(member.grader, seed=number).eval()
