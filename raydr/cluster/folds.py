@@ -50,6 +50,11 @@ def share(recipe: Recipe, target: Run, parts: Sequence[tuple[Recipe, Run]]) -> N
         place.replace(manifest, target.read(manifest))
 
 
+def words(part: Recipe, num_replicates: int) -> str:
+    """ "replicate 2 of 5, fold 1"."""
+    return f"replicate {part.replicate + 1} of {num_replicates}" + ("" if part.fold is None else f", fold {part.fold}")
+
+
 def give(source: Run, to: Run, key: str) -> None:
     """`key` of one run in another below it, under the same name: a hard link on a disk, as all of a run's files are."""
     if to.exists(key):

@@ -24,7 +24,7 @@ LEARNT = ("train", "prior", "fresh")
 
 def rows_of(target: Run) -> list[dict[str, Any]]:
     """COLUMNS and the shard of every photograph; phantoms are left out, which are drawn from disjoint seeds."""
-    rows = columns_of(target, "real", schema.REAL, COLUMNS).to_pylist()
+    rows = columns_of(target, "real", schema.REAL, COLUMNS, required=False).to_pylist()
     return [row for row in rows if row["stratum"] != "phantom"]
 
 

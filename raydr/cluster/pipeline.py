@@ -33,8 +33,7 @@ PACKAGES = ("raydr", "ray", "torch", "diffusers", "transformers", "peft", "timm"
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
 def revision() -> str | None:
@@ -142,15 +141,13 @@ def run(
         open_run(recipe, target)
         parts = replicates(recipe, target)
         stopping.clear(target, *(place for _, place in parts))
-        for part, place in parts:
-            if place != target:
-                open_run(part, place)
+        for part, place in parts if len(parts) > 1 else ():
+            open_run(part, place)
         folds.share(recipe, target, parts)
         todo = [item for item in parts if any(not finished(item[0], item[1], stage) for stage in stages)]
         for part, place in parts:
             if len(parts) > 1:
-                of_fold = f", fold {part.fold}" if part.fold is not None else ""
-                terminal.note(f"replicate {part.replicate + 1} of {recipe.num_replicates}{of_fold}")
+                terminal.note(folds.words(part, len(parts)))
             if (part, place) not in todo:
                 for stage in stages:
                     summaries[stage] = finished(part, place, stage)
