@@ -108,7 +108,8 @@ def mean_probabilities(judges: Any, array: Any, positions: np.ndarray) -> np.nda
 def verdict(recipe: Recipe, target: Run, ensemble_id: str, gpu: bool) -> dict[str, float] | None:
     """`metrics.summary` of the scoring members' mean probability on the validation photographs, which none has seen.
 
-    None where the run holds no validation photograph.
+    With score_q10_{grade} and score_q90_{grade}: percentiles of the scores that the grade's own photographs get, for a
+    band where the recipe's is nearly empty. None where the run holds no validation photograph.
     """
     real = shards.read(target, "real", schema.REAL, COLUMNS)
     rows = selection.part_of(real, "validation", recipe.fold)
@@ -120,6 +121,9 @@ def verdict(recipe: Recipe, target: Run, ensemble_id: str, gpu: bool) -> dict[st
     array = image_array(target, recipe.ingest.px, [("real", schema.REAL)], digests)
     probabilities = mean_probabilities(judges, array, array.positions(digests))
     values = metrics.summary(grades, probabilities.argmax(axis=1), probabilities)
+    for grade in set(grades.tolist()):
+        own = probabilities[grades == grade, grade]
+        values |= {f"score_q{percent}_{grade}": np.percentile(own, percent) for percent in (10, 90)}
     return {name: float(value) for name, value in values.items() if not np.isnan(value)}
 
 

@@ -13,7 +13,7 @@ from raydr.errors import UserError
 from raydr.grades import NAMES
 from raydr.metrics import SIGHT_THREATENING
 from raydr.record import restore
-from raydr.report import extras, figures, heatmap, palette, tables
+from raydr.report import extras, figures, heatmap, judges, palette, tables
 from raydr.report.data import Part, load
 from raydr.report.gallery import address, audit_pictures, pictures
 from raydr.report.progress import Rates, progress
@@ -148,6 +148,7 @@ def _words() -> dict[str, Any]:
         "map_metrics": heatmap.METRICS,
         "quality_columns": extras.QUALITY_COLUMNS,
         "external_columns": extras.EXTERNAL_COLUMNS,
+        "few": judges.FEW,
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from raydr import shards
 from raydr.grades import DDR_TEST_COUNTS, NUM_GRADES
-from raydr.report import answer, arms, contrasts, extras, heatmap, samples
+from raydr.report import answer, arms, contrasts, extras, heatmap, judges, samples
 from raydr.report.data import Part, load, optional_json
 from raydr.storage import Run
 
@@ -70,6 +70,7 @@ def from_parts(run: Run, recipe: dict[str, Any], parts: list[Part]) -> dict[str,
         "maps": heatmap.maps(parts),
         "acceptance": samples.acceptance(parts, tuple(recipe["sweep"]["band"])),
         "rescored": samples.rescored(parts, tuple(recipe["sweep"]["band"])),
+        "audited": judges.audited(parts),
         "scores": {"stops": samples.STOPS, "groups": samples.score_counts(parts)},
         "verdicts": samples.verdict_matrices(parts),
         "nearest": samples.nearest(parts),
@@ -88,6 +89,7 @@ def from_parts(run: Run, recipe: dict[str, Any], parts: list[Part]) -> dict[str,
         "fingerprints": saved.get("fingerprints", {}),
     }
     found["quality"], found["quality_about"] = extras.quality(run, parts)
+    judges.add_to(found["acceptance"], parts, tuple(recipe["sweep"]["band"]))
     _add_seconds(found["acceptance"], parts)
     extras.add_cost(found["acceptance"], found["cost"].get("synthesize"))
     found["answer"] = answer.answer(found)

@@ -158,7 +158,7 @@ def _write_samples(run, kind, grade, count, rng, painter, replicate):
             "valid_fundus": True,
             "nearest_image_id": f"DDR/train-{grade}-{index % 4:04d}",
             "nearest_distance": float(rng.gamma(4, 2)),
-            "ensemble_id": "ensemble",
+            "ensemble_id": f"e-{generator.rsplit('-', 1)[1]}",
             "probabilities": [member.tolist() for member in members],
             "score": score,
             "synthetic": True,
