@@ -40,8 +40,8 @@ def share(recipe: Recipe, target: Run, parts: Sequence[tuple[Recipe, Run]]) -> N
     done = shards.commits(target, "real")
     sources = [key for key, _ in target.list(source_record.FOLDER) if key.endswith(".parquet")]
     for _, place in parts:
-        there = shards.commits(place, "real")
-        for key in [key for key in done if key not in there]:
+        mine = shards.commits(place, "real")
+        for key in [key for key in done if key not in mine]:
             give(target, place, key)
             give(target, place, shards.record_key(key))
         for key in sources:

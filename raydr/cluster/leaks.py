@@ -10,7 +10,7 @@ audit finds them (`fundus.duplicates`), once for each state of `real`, on the dr
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raydr import schema, shards
+from raydr import schema, shards, terminal
 from raydr.cluster import ingest
 from raydr.cluster.pictures import Pictures, columns_of, proposed
 from raydr.config import Recipe
@@ -51,7 +51,10 @@ def search(
     """
     look = proposed([row["sha256"] for row in rows], [row["phash"] for row in rows], first_new)
     for source in {id(one): one for one in pictures}.values():
-        source.fetch([rows[k]["image_id"] for k in look if pictures[k] is source])
+        mine = [rows[k]["image_id"] for k in look if pictures[k] is source]
+        if mine:  # of 50,000 photographs nearly all: minutes, once
+            with terminal.bar("leaks", len(mine), "pictures looked at") as bar:
+                source.fetch(mine, lambda done, total, bar=bar: bar.to(done, total=total))
     # Without the other rows, whose pairs among each other do not matter and would be looked at too.
     few = sorted({*look, *range(first_new, len(rows))})
     found = find_pairs(

@@ -84,10 +84,10 @@ def add_to(acceptance: dict[str, dict[str, Any]], parts: list[Part], band: tuple
             if tempered is not None:
                 row["tempered_mean"] = float(tempered.mean())
                 row["tempered_share"] = float((usable(made) & _inside(tempered, *band)).mean())
-            ends = [told.get(f"score_{name}_{grade}") for name in ("q10", "q90")]
-            if row["share"] < FEW and None not in ends:
-                row["quantile_band"] = ends
-                row["quantile_accepted"] = int((usable(made) & _inside(scores(made), *ends)).sum())
+            low, high = (told.get(f"score_{name}_{grade}") for name in ("q10", "q90"))
+            if row["share"] < FEW and low is not None and high is not None:
+                row["quantile_band"] = [low, high]
+                row["quantile_accepted"] = int((usable(made) & _inside(scores(made), low, high)).sum())
 
 
 def tempered_scores(part: Part, samples: pa.Table) -> np.ndarray | None:
