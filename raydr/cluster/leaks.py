@@ -51,10 +51,7 @@ def search(
     """
     look = proposed([row["sha256"] for row in rows], [row["phash"] for row in rows], first_new)
     for source in {id(one): one for one in pictures}.values():
-        mine = [rows[k]["image_id"] for k in look if pictures[k] is source]
-        if mine:  # of 50,000 photographs nearly all: minutes, once
-            with terminal.bar("leaks", len(mine), "pictures looked at") as bar:
-                source.fetch(mine, lambda done, total, bar=bar: bar.to(done, total=total))
+        _fetch(source, [rows[k]["image_id"] for k in look if pictures[k] is source])
     # Without the other rows, whose pairs among each other do not matter and would be looked at too.
     few = sorted({*look, *range(first_new, len(rows))})
     found = find_pairs(
@@ -63,6 +60,13 @@ def search(
         lambda k: pictures[few[k]](rows[few[k]]["image_id"]),
     )
     return [(few[pair.a], few[pair.b]) for pair in found if few[pair.b] >= first_new]
+
+
+def _fetch(pictures: Pictures, image_ids: list[str]) -> None:
+    """Of 50,000 photographs nearly all are looked at: minutes, once."""
+    if image_ids:
+        with terminal.bar("leaks", len(image_ids), "pictures looked at") as bar:
+            pictures.fetch(image_ids, lambda done, total: bar.to(done, total=total))
 
 
 def alike(pairs: Sequence[tuple[Any, Any]]) -> list[list[Any]]:
