@@ -7,7 +7,7 @@ the run's storage when whoever holds it dies.
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +146,16 @@ def crashed(tries: list[Attempt], session: str = "") -> list[Attempt]:
     return [item for item in tries if item is not last[item.session] or item.session == session]
 
 
+def numbers_of(keys: Iterable[str]) -> dict[str, set[int]]:
+    """{shard key up to its number: numbers}; keys that are no shard's (a quarantined sample's) are left out."""
+    found: dict[str, set[int]] = {}
+    for key in keys:
+        stem, _, number = key.removesuffix(".parquet").rpartition("-")
+        if number.isdecimal():
+            found.setdefault(stem, set()).add(int(number))
+    return found
+
+
 class Leases:
     """Leases, starts, crashes and quotas of one stage; every method is quick but for one or two small writes."""
 
@@ -162,7 +172,8 @@ class Leases:
         self._max_crashes, self._dead = max_crashes, dead
         self._progress = {(t.generator_id, t.grade): Progress() for t in targets}
         self._leases: dict[int, tuple[Target, int]] = {}
-        self._reasons: dict[str, str] = {}
+        # By the token of a start: (how its process ended, in what words).
+        self._reasons: dict[str, tuple[str, str]] = {}
         # Shards committed and lost since this session began.
         self.made, self.lost = 0, 0
         # Why nothing more is leased; None while it is.
@@ -173,16 +184,18 @@ class Leases:
         done = shards.commits(self._run, TABLE)
         bad = {row["key"] for row in shards.quarantined(self._run, TABLE)}
         self._starts = {key: attempts(labels) for key, labels in shards.starts(self._run, TABLE).items()}
+        # Wherever they lie: a pool of many leases far beyond the contiguous ones.
+        known = numbers_of([*done, *bad, *self._starts])
         for target in self._targets:
             progress = self._progress[target.generator_id, target.grade]
-            for number in range(target.most):
+            for number in known.get(target.key(0).rpartition("-")[0], ()):
                 key = target.key(number)
+                if number >= target.most:
+                    continue
                 if key in done:
                     progress.finished[number] = done[key].extra.get("accepted", 0)
                 elif key in bad:
                     progress.finished[number] = None
-                elif number > target.least + len(done) + len(bad):
-                    break
                 mine = [item for item in self._starts.get(key, []) if item.session == self._session]
                 if mine and number not in progress.finished:
                     progress.leased.add(number)
@@ -235,8 +248,9 @@ class Leases:
         reasons = [self._reasons[item.token] for item in tries if item.token in self._reasons]
         nodes = ", ".join(dict.fromkeys(item.node for item in tries))
         ended = f"its process ended {len(crashed(tries, self._session))} times (nodes {nodes})"
-        detail = "; ".join([ended, *dict.fromkeys(reasons)])
-        shards.quarantine(self._run, TABLE, target.key(number), "hung" if reasons else "crashed", detail)
+        detail = "; ".join([ended, *dict.fromkeys(words for _, words in reasons)])
+        # One word of a process about itself outweighs deaths in silence.
+        shards.quarantine(self._run, TABLE, target.key(number), reasons[-1][0] if reasons else "crashed", detail)
         self._of(target).finished[number] = None
         self.lost += 1
         if self.lost >= FEW and self.lost > self.made:
@@ -255,9 +269,9 @@ class Leases:
                 return target, number
         return None
 
-    def note(self, token: str, reason: str) -> None:
-        """Why the process of a start is about to end, said by itself."""
-        self._reasons[token] = reason
+    def note(self, token: str, kind: str, words: str) -> None:
+        """Why the process of a start is about to end, said by itself; `kind` (hung, raised) is what the note says."""
+        self._reasons[token] = kind, words
 
     def finish(self, generator_id: str, grade: int, number: int, accepted: int) -> None:
         progress = self._progress[generator_id, grade]

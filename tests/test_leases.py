@@ -66,7 +66,7 @@ def test_the_third_crash_quarantines_and_the_ticket_goes_on(run):
     table = leases(run)
     for token in ("a", "b", "c"):
         assert table.lease(0, "n", token)["number"] == 0
-    table.note("b", "no step was finished for 2 s")
+    table.note("b", "hung", "no step was finished for 2 s")
     assert table.lease(0, "n", "d")["number"] == 1
     (note,) = shards.quarantined(run, "synthetic")
     assert note["key"] == ONE.key(0)
@@ -77,6 +77,31 @@ def test_the_third_crash_quarantines_and_the_ticket_goes_on(run):
     assert state["met"]
     assert (state["lost"], state["made"]) == (1, 1)
     assert state["targets"][0]["accepted"] == 3
+
+
+@pytest.mark.parametrize(("notes", "reason"), [((), "crashed"), (("raised",), "raised"), (("raised", "hung"), "hung")])
+def test_a_lost_shard_is_labelled_by_what_its_processes_said(notes, reason, run):
+    table = leases(run, max_crashes=2)
+    for token in ("a", "b"):
+        table.lease(0, "n", token)
+    for token, kind in zip("ab", notes, strict=False):
+        table.note(token, kind, f"it {kind}")
+    table.lease(0, "n", "c")
+    (note,) = shards.quarantined(run, "synthetic")
+    assert note["reason"] == reason
+    assert all(f"it {kind}" in note["detail"] for kind in notes)
+
+
+def test_a_second_life_remembers_leases_far_beyond_the_contiguous_shards(run):
+    """Ten in flight of a quota that asks for one at least: none of them is leased anew, and none counts as a crash."""
+    target = Target("plain-g1-a", 1, least=1, accepted=1000, most=50)
+    assert numbers(leases(run, target, max_crashes=1), 10) == list(range(10))
+    commit(run, target.key(7), 3)
+    again = leases(run, target, max_crashes=1)
+    assert again.lease(90, "n", "t90")["number"] == 10
+    assert again.state()["in_flight"] == 10
+    assert again.lease(9, "n", "t9")["number"] == 9, "the same call asks again"
+    assert shards.quarantined(run, "synthetic") == []
 
 
 def test_starts_on_nodes_that_have_gone_do_not_count(run):

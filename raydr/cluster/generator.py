@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from raydr import lineage, schema, shards
-from raydr.cluster import ensemble, latents, session, staging, telemetry
+from raydr.cluster import device, ensemble, latents, session, staging, telemetry
 from raydr.cluster.quota import SHORT_ID
 from raydr.cluster.sink import NOTHING, RAW
 from raydr.config import Recipe
@@ -39,7 +39,7 @@ class Maker(Protocol):
 class Watchdog:
     """Ends this process when no beat comes for `seconds` while something is watched."""
 
-    def __init__(self, seconds: float, on_hang: Callable[[str], None]) -> None:
+    def __init__(self, seconds: float, on_hang: Callable[[str, str], None]) -> None:
         self._seconds, self._on_hang = seconds, on_hang
         self._last: float | None = None
         threading.Thread(target=self._look, name="raydr-watchdog", daemon=True).start()
@@ -63,7 +63,7 @@ class Watchdog:
             time.sleep(min(1.0, self._seconds / 4))
             last = self._last
             if last is not None and time.monotonic() - last > self._seconds:
-                self._on_hang(f"no step was finished for {self._seconds:g} s")
+                self._on_hang("hung", f"no step was finished for {self._seconds:g} s")
                 os._exit(1)
 
 
@@ -73,7 +73,11 @@ class Generate:
     def __init__(
         self, maker: type, arguments: dict[str, Any], url: str, quota: str, shard_size: int, hang_seconds: float
     ) -> None:
-        self._maker: Maker = maker(**arguments)
+        self._refused: UserError | None = None
+        try:
+            self._maker: Maker = maker(**arguments)
+        except UserError as error:  # of what a constructor raises Ray keeps a traceback; the first call says it
+            self._refused = error
         self._run, self._quota_name, self._shard_size = Run(url), quota, shard_size
         self._node = ray.get_runtime_context().get_node_id()[:SHORT_ID]
         self._token = ""
@@ -82,12 +86,14 @@ class Generate:
     def _quota(self) -> Any:
         return ray.get_actor(self._quota_name, namespace=session.NAMESPACE)
 
-    def _say(self, reason: str) -> None:
+    def _say(self, kind: str, words: str) -> None:
         # The process ends after this, whether the quota hears of it or not.
         with contextlib.suppress(ray.exceptions.RayError, ValueError):
-            ray.get(self._quota().note.remote(self._token, reason), timeout=5)
+            ray.get(self._quota().note.remote(self._token, kind, words), timeout=5)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        if self._refused:
+            raise self._refused
         self._token = secrets.token_hex(4)
         lease: Any = ray.get(self._quota().lease.remote(int(batch["id"][0]), self._node, self._token))
         # A row says that the ticket came back empty: the driver would wait in vain for an empty block.
@@ -102,7 +108,7 @@ class Generate:
                 lambda indices: self._maker.rows(lease, indices, beat), range(first, first + self._shard_size)
             )
         if not parts:  # then it is not the rows: this process or its device is broken
-            self._say(f"every row raised, the last {poison[-1][1]}")
+            self._say("raised", f"every row raised, the last {poison[-1][1]}")
             os._exit(1)
         for index, reason in poison:
             name = lineage.sample_id(lease["generator_id"], lease["grade"], index)
@@ -144,9 +150,8 @@ class Diffusion:
         from raydr.diffusion.model import load_base
         from raydr.diffusion.sampler import PromptCache
 
-        torch.set_num_threads(num_threads)
         self._run, self._recipe = Run(url), recipe
-        self._device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+        self._device = device.of_worker(gpu, num_threads)
         self._device_name = (
             torch.cuda.get_device_name() if self._device == "cuda" else torch.backends.cpu.get_cpu_capability()
         )

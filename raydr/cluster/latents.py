@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import ray
 
 from raydr import prompts, schema, selection, shards
-from raydr.cluster import ensemble, placement, session, staging
+from raydr.cluster import device, ensemble, placement, session, staging
 from raydr.config import Recipe
 from raydr.errors import DamagedData, MissingInput, UserError
 from raydr.identity import fingerprint, sha256
@@ -40,10 +40,7 @@ class Encode:
     """Actor of the encoder pool: one plan in, one committed shard out. The UNet is never loaded."""
 
     def __init__(self, url: str, recipe: Recipe, gpu: bool, num_threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(num_threads)
-        self._device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+        self._gpu, self._num_threads = gpu, num_threads
         self._run, self._config, self._px = Run(url), recipe.finetune, recipe.finetune.px
         self._base: Any = None
 
@@ -60,8 +57,9 @@ class Encode:
             from raydr.diffusion.model import load_base
 
             config = self._config
+            where = device.of_worker(self._gpu, self._num_threads)
             source = staging.local(config.base, config.revision, self._run)
-            self._base = load_base(source, config.precision, config.revision, self._device, with_unet=False)
+            self._base = load_base(source, config.precision, config.revision, where, with_unet=False)
         table, columns = self._embed(plan) if "prompts" in plan else self._encode(plan)
         shards.commit(self._run, plan["key"], table, columns, plan["key"])
         return table.num_rows if columns is schema.LATENTS else 0
@@ -200,7 +198,6 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
     total = sum(len(plan.get("rows", ())) for plan in wanted)
     left = sum(len(plan.get("rows", ())) for plan in todo)
     if todo:
-        gpu = shape.train_gpus > 0
         size = min(shape.generators, math.ceil(len(todo) / 4))
         with session.metered("latents", total, "photographs") as meter:
             finished = total - left
@@ -211,9 +208,9 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
                 fn_constructor_kwargs={
                     "url": target.url,
                     "recipe": recipe,
-                    "gpu": gpu,
+                    "gpu": shape.train_gpus > 0,
                     # Not by what is left to encode: other threads sum in another order.
-                    "num_threads": max(1, session.cpus() // shape.generators) if not gpu else 4,
+                    "num_threads": max(1, session.cpus() // shape.generators),
                 },
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=size),

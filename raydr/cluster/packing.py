@@ -14,6 +14,8 @@ from dataclasses import dataclass
 GIB = 1 << 30
 # A worker that holds torch and diffusers: 835 MB measured.
 WORKER_BYTES = 0.9e9
+# CPUs of a task that reads tickets and of one that encodes and commits a shard, beside the pools of synthesis.
+READER_CPUS, SINK_CPUS = 0.25, 0.25
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,23 @@ def _grow(pool: Pool, rooms: list[_Room], kinds: Sequence[Kind], bring: Counter[
 
 
 def infeasible(stage: str, pools: Sequence[Pool], nodes: Sequence[Node], kinds: Sequence[Kind]) -> str | None:
-    """Why `stage` can never start, in one sentence; None where the least of its pools fits or can be brought."""
+    """Why `stage` can never start or would stop, in one sentence; None where its pools fit or can be brought.
+
+    The least of all must fit, and pools that need all their workers must do so beside whatever more the others get.
+    """
     left = pack(pools, nodes, kinds).left
+    crowded = not left
+    if crowded:
+        full = pack(pools, nodes, kinds, wanted=True).left
+        left = {pool.name: full[pool.name] for pool in pools if pool.name in full and pool.least == pool.wanted}
     if not left:
         return None
     pool = next(pool for pool in pools if pool.name in left)
-    others = [f"{other.least} {other.name} ({other.each()} each)" for other in pools if other.least and other != pool]
+    others = [
+        f"{other.wanted if crowded else other.least} {other.name} ({other.each()} each)"
+        for other in pools
+        if other.least and other != pool
+    ]
     beside = f" beside {' and '.join(others)}" if others else ""
     there = _listed([node.holds() for node in nodes]) or "no node"
     could = "; the autoscaler may bring " + _listed([f"{k.node.holds()}" for k in kinds for _ in range(k.most)])

@@ -16,7 +16,7 @@ import yaml
 
 from raydr import terminal
 from raydr.cluster import placement, staging, trial
-from raydr.cluster.packing import WORKER_BYTES, Kind, Node, Pool, infeasible, needs
+from raydr.cluster.packing import READER_CPUS, SINK_CPUS, WORKER_BYTES, Kind, Node, Pool, infeasible, needs
 from raydr.config import Recipe
 from raydr.errors import UserError
 from raydr.shapes import Shape
@@ -38,12 +38,14 @@ def pools(recipe: Recipe, shape: Shape, stage: str) -> list[Pool]:
         ranks = shape.train_workers
         return [Pool("training ranks", 1, shape.train_gpus, ranks, ranks, WORKER_BYTES, name)]
     if stage == "synthesize":
-        # CPU generators take what the sink lives on, so all must fit beside it; on GPUs the first that comes works.
+        # CPU generators take what reader and sink live on, so all must fit beside these; on GPUs the first that comes
+        # works. Best fit tells the truth although Ray spreads: with less than a generator's CPUs free on every node
+        # the pool is full, however it is placed.
         least = 1 if shape.generator_gpus else shape.min_generators or shape.generators
         each = shape.generator_cpus, shape.generator_gpus
         return [
             Pool("generators", *each, least, shape.generators, WORKER_BYTES, name),
-            Pool("reader of tickets or sink of shards", 1),
+            Pool("reader of tickets and sink of shards", READER_CPUS + SINK_CPUS),
         ]
     if stage == "sweep":
         sweep = recipe.sweep

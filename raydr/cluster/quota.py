@@ -72,8 +72,8 @@ class Quota:
         self._tick()
         return self._leases.lease(ticket, node, token)
 
-    def note(self, token: str, reason: str) -> None:
-        self._leases.note(token, reason)
+    def note(self, token: str, kind: str, words: str) -> None:
+        self._leases.note(token, kind, words)
 
     def finish(self, generator_id: str, grade: int, number: int, accepted: int, images: int) -> None:
         self._leases.finish(generator_id, grade, number, accepted)

@@ -16,7 +16,7 @@ import numpy as np
 import ray
 
 from raydr import schema, selection, shards, terminal
-from raydr.cluster import placement, session
+from raydr.cluster import device, placement, session
 from raydr.config import Recipe
 from raydr.errors import BudgetExhausted, MissingInput, UserError
 from raydr.identity import fingerprint
@@ -34,15 +34,9 @@ class Rescore:
     """Actor that judges a shard a call; `prefixes` are the members' folders inside the run."""
 
     def __init__(self, url: str, ensemble_id: str, prefixes: tuple[str, ...], name: str, gpu: bool, threads: int):
-        import torch
-
-        from raydr.grading import rescoring
-
-        torch.set_num_threads(threads)
         self._run, self._name, self._ensemble_id = Run(url), name, ensemble_id
-        device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-        judges = rescoring.Judges(ensemble_id, prefixes)
-        self._judges = rescoring.load(self._run, judges, session.node_cache(self._run), device)
+        self._prefixes, self._gpu, self._threads = prefixes, gpu, threads
+        self._loaded: Any = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         from raydr.grading import rescoring
@@ -53,10 +47,20 @@ class Rescore:
                 detail = f"the process that judged it ended {MAX_STARTS} times"
                 shards.quarantine(self._run, "scores", item["scores"], "crashed", detail)
                 return {"answer": [json.dumps({"lost": item["key"]})]}
-            record = rescoring.score_shard(self._run, self._judges, self._ensemble_id, item)
+            record = rescoring.score_shard(self._run, self._judges(), self._ensemble_id, item)
         except UserError as error:  # Ray would wrap it in an error of its own and try again for ever
             return {"answer": [json.dumps({"refused": str(error)})]}
         return {"answer": [json.dumps({"rows": record.rows})]}
+
+    def _judges(self) -> Any:
+        """The members, loaded by the first call: of what a constructor raises Ray keeps no sentence."""
+        if self._loaded is None:
+            from raydr.grading import rescoring
+
+            judges = rescoring.Judges(self._ensemble_id, self._prefixes)
+            where = device.of_worker(self._gpu, self._threads)
+            self._loaded = rescoring.load(self._run, judges, session.node_cache(self._run), where)
+        return self._loaded
 
     def _starts(self, key: str) -> int:
         """Starts of this shard in this session, the present one included; earlier drivers may just have been killed."""
@@ -136,7 +140,6 @@ def _stream(
     target: Run, shape: Shape, ensemble_id: str, prefixes: tuple[str, ...], todo: list[dict[str, Any]]
 ) -> list[str]:
     """Judge the shards side by side; the keys of those that ended their process too often."""
-    gpu = shape.generator_gpus > 0
     size = min(shape.generators, len(todo))
     source = ray.data.from_items([{"item": json.dumps(item)} for item in todo], override_num_blocks=len(todo))
     answers = source.map_batches(
@@ -146,9 +149,9 @@ def _stream(
             "ensemble_id": ensemble_id,
             "prefixes": prefixes,
             "name": f"rescore-{fingerprint(target.url, time.time())}",
-            "gpu": gpu,
+            "gpu": shape.generator_gpus > 0,
             # Not by the shards that are left: other threads sum in another order, and a repeated shard would differ.
-            "threads": 4 if gpu else max(1, session.cpus() // shape.generators),
+            "threads": max(1, session.cpus() // shape.generators),
         },
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),

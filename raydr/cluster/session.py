@@ -39,7 +39,7 @@ def session(shape: Shape) -> Iterator[None]:
     Only a session that this call started is shut down at its end.
     """
     if ray.is_initialized():
-        with placement.under(shape):
+        with _data_settings(), placement.under(shape):
             yield
         return
     # Each is what a person would otherwise scroll past: deprecations, per-operator bars, usage notes.
@@ -78,23 +78,32 @@ def session(shape: Shape) -> Iterator[None]:
             ) from None
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # One block is one shard: it must never be split by size.
-    context.target_max_block_size = None
-    # A healthy run may wait hours for spot machines; the commit rate is what is watched.
-    context.execution_options.verbose_progress = False
     # An error that ends a stage is raised here; Ray Data's console would print it before, with its traceback.
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
     try:
-        with placement.under(shape):
+        with _data_settings(), placement.under(shape):
             yield
     finally:
         await_callers()
         ray.shutdown()
+
+
+@contextmanager
+def _data_settings() -> Iterator[None]:
+    """Ray Data as every stage needs it; what the process had set before comes back at the end."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    # One block is one shard: it must never be split by size.
+    context.target_max_block_size = None
+    # A healthy run may wait hours for spot machines, and Ray would end it after half of one. What can never start
+    # is refused before (preflight), and the commit rate is on the progress line.
+    context.execution_no_progress_timeout_s = -1
+    with ray.data.DataContext.current(context):
+        yield
 
 
 @contextmanager

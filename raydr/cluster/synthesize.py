@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.data._internal.datasource.range_datasource import RangeDatasource
 
 from raydr import lineage, prices, shards, spending
 from raydr.cluster import ensemble, finetune, placement, session, telemetry
 from raydr.cluster.generator import Diffusion, Generate
 from raydr.cluster.overseer import Overseer
+from raydr.cluster.packing import READER_CPUS, SINK_CPUS
 from raydr.cluster.quota import Quota, Target
 from raydr.cluster.sink import commit_shard
 from raydr.config import Recipe
@@ -77,13 +79,12 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
     ready(recipe, target)
     ensemble_id = ensemble.identity(recipe, target)
     wanted = targets(recipe, finetune.planned(recipe, target))
-    gpu = shape.generator_gpus > 0
     arguments = {
         "url": target.url,
         "recipe": recipe,
         "ensemble_id": ensemble_id,
-        "gpu": gpu,
-        "num_threads": max(1, session.cpus() // shape.generators) if not gpu else 4,
+        "gpu": shape.generator_gpus > 0,
+        "num_threads": max(1, session.cpus() // shape.generators),
     }
     return drive(Work(recipe, target, wanted, ensemble_id, Diffusion, arguments), shape)
 
@@ -167,13 +168,24 @@ def verdict(work: Work, state: dict[str, Any]) -> dict[str, Any]:
     if lost > config.max_quarantine * (made + lost):
         raise BudgetExhausted(
             f"{lost} of {made + lost} images are in quarantine, first {notes[0]['key']} ({notes[0]['reason']}: "
-            f"{notes[0]['detail']}); raise synthesize.max_quarantine {config.max_quarantine:g} to go on without them, "
-            f"or delete quarantine/{TABLE} and _attempts/{TABLE} in {target.url} to try them again"
+            f"{notes[0]['detail']}); raise synthesize.max_quarantine {config.max_quarantine:g} to go on without them"
+            f"{_again(target, notes)}"
         )
     if not any(row["accepted"] for row in state["targets"]) and config.accepted:
         raise UserError(f"No image lies in the band {config.band}: widen synthesize.band")
     cost = state["spend"].known
     return {"targets": state["targets"], "images": made, "quarantined": lost, "cost": cost}
+
+
+def _again(target: Run, notes: list[dict[str, str]]) -> str:
+    """What becomes of the quarantined ones that are whole shards: single rows stay out of their committed shard."""
+    num_shards = sum(note["key"].endswith(".parquet") for note in notes)
+    if not num_shards:
+        return ""
+    return (
+        f"; the {num_shards} whole shards of them are tried again once quarantine/{TABLE} and _attempts/{TABLE} in "
+        f"{target.url} are deleted"
+    )
 
 
 def _is_of(key: str, names: set[str]) -> bool:
@@ -190,6 +202,16 @@ def pool(shape: Shape, num_tickets: int) -> ray.data.ActorPoolStrategy:
     return ray.data.ActorPoolStrategy(
         min_size=least, max_size=most, initial_size=least, max_tasks_in_flight_per_actor=2
     )
+
+
+def tickets(count: int) -> ray.data.Dataset:
+    """`count` rows {"id": number}, a block each.
+
+    `ray.data.range` reads with a whole CPU on any node: where a generator of half a CPU sits on every 1-CPU node
+    none is free, and Ray waits for ever.
+    """
+    source = RangeDatasource(n=count, block_format="arrow", column_name="id")
+    return ray.data.read_datasource(source, override_num_blocks=count, num_cpus=READER_CPUS, **placement.options())
 
 
 def _stream(work: Work, shape: Shape, name: str, quota: Any) -> None:
@@ -216,7 +238,7 @@ def _pipeline(work: Work, shape: Shape, name: str) -> ray.data.Dataset:
     config, url = work.recipe.synthesize, work.target.url
     num_tickets = sum(item.most for item in work.wanted)
     return (
-        ray.data.range(num_tickets, override_num_blocks=num_tickets)
+        tickets(num_tickets)
         .map_batches(
             Generate,
             fn_constructor_kwargs={
@@ -245,7 +267,7 @@ def _pipeline(work: Work, shape: Shape, name: str) -> ray.data.Dataset:
                 "quota": name,
                 "versions": versions(),
             },
-            num_cpus=0.25,
+            num_cpus=SINK_CPUS,
             **placement.options(),
         )
     )

@@ -1,7 +1,7 @@
 """A maker of images that takes milliseconds, and whose rows raise, crash or hang where a test wants it.
 
-OUT/standin.json: {"load": seconds to get ready, "seconds": a shard, "raise": [sample ids], "crash": [...],
-"hang": [...], "once": bool}; "once" spares a row that has crashed or hung its process before.
+OUT/standin.json: {"load": seconds to get ready, "seconds": a shard, "sink_seconds": of its sink,
+"raise": [sample ids], "crash": [...], "hang": [...], "once": bool}; "once" spares a row that has crashed or hung its process before.
 """
 
 import os
@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
+from raydr.cluster import sink
 from raydr.cluster.sink import RAW
 from raydr.identity import rng_of, seed_of
 from raydr.lineage import Generator, sample_id
@@ -30,6 +31,16 @@ def pixels_of(name):
 
 def score_of(name):
     return float(np.float32(rng_of("standin score", name).uniform()))
+
+
+def commit_shard(table, url, **more):
+    """The real sink, in the middle of a sleep: long enough to be caught at work."""
+    run = Run(url)
+    plan = run.read_json("standin.json") if run.exists("standin.json") else {}
+    time.sleep(plan.get("sink_seconds", 0.0) / 2)
+    told = sink.commit_shard(table, url, **more)
+    time.sleep(plan.get("sink_seconds", 0.0) / 2)
+    return told
 
 
 class Standin:

@@ -15,6 +15,7 @@ def main(argv):
     shapes.SHAPES["laptop"] = dataclasses.replace(shapes.SHAPES["laptop"], dashboard=False)
     synthesize.ready = lambda recipe, target: None
     synthesize.Diffusion = standin.Standin
+    synthesize.commit_shard = standin.commit_shard
     finetune.planned = lambda recipe, target: list(standin.GENERATORS)
     ensemble.identity = lambda recipe, target: standin.ENSEMBLE
     if os.environ.get("STANDIN_FORCE"):  # a second driver on the same output that does not mind the first

@@ -87,7 +87,7 @@ def autoscaling():
         "RAY_AUTH_MODE": "token", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID, "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,
-        "RAYDR_CLUSTER_YAML": str(folder / "cluster.yaml"),
+        "RAYDR_CLUSTER_YAML": str(folder / "cluster.yaml"), "RAYDR_LOGICAL_GPUS": "1",
     }  # fmt: skip
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}", "--num-cpus=2",

@@ -79,8 +79,20 @@ def test_the_laptop_fits_two_cpus_and_one_generator_more_does_not():
     recipe, two = recipes.named("debug"), [Node("here", 2, memory=4e9)]
     for stage in ("ingest", "ensemble", "finetune", "synthesize", "sweep"):
         assert infeasible(stage, preflight.pools(recipe, SHAPES["laptop"], stage), two, []) is None, stage
-    more = preflight.pools(recipe, Shape(generators=3), "synthesize")
+    more = preflight.pools(recipe, Shape(generators=4), "synthesize")
     assert "synthesize cannot start" in infeasible("synthesize", more, two, [])
+
+
+def test_reader_and_sink_of_synthesis_fit_beside_every_generator():
+    """They take a quarter of a CPU each, so that nodes of one CPU hold a generator and something beside it."""
+    pools = preflight.pools(recipes.named("debug"), SHAPES["laptop"], "synthesize")
+    assert infeasible("synthesize", pools, [Node("a", 1), Node("b", 1)], []) is None
+    assert "synthesize cannot start" in infeasible("synthesize", pools, [Node("a", 1)], [])
+    # One generator would start on its GPU, but with the other seven that are asked for no CPU is left.
+    pools = preflight.pools(recipes.named("debug"), SHAPES["cluster"], "synthesize")
+    refused = infeasible("synthesize", pools, [Node(str(n), 1, 1) for n in range(8)], [])
+    assert "1 of its 1 reader of tickets and sink of shards (0.5 CPUs each) beside 8 generators" in refused
+    assert infeasible("synthesize", pools, [Node(str(n), 1, 1) for n in range(9)], []) is None
 
 
 def listed(node_id, cpus=4.0, alive=True, **more):

@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+import ray
 
 from raydr.cluster import session
 
@@ -38,6 +39,17 @@ def test_the_end_of_a_session_waits_for_threads_that_call_ray():
     started = time.monotonic()
     assert session.await_callers() == []
     assert time.monotonic() - started < 5
+
+
+def test_data_settings_are_those_of_every_stage_and_go_again():
+    """Also in a process whose Ray was there before: a shard is never split, and a wait for spot nodes never ends."""
+    before = ray.data.DataContext.get_current()
+    with session._data_settings():
+        context = ray.data.DataContext.get_current()
+        assert context.target_max_block_size is None
+        assert context.execution_no_progress_timeout_s == -1
+    assert ray.data.DataContext.get_current() is before
+    assert before.target_max_block_size is not None
 
 
 def test_a_thread_inside_a_call_of_rays_does_not_end_the_process(ray_temp):

@@ -126,6 +126,17 @@ def workers(process, name):
     return found
 
 
+def kill_one(process, name, chance):
+    """SIGKILL one of a driver's workers with that name as soon as there is one; False where the driver ended first."""
+    while process.poll() is None:
+        here = workers(process, name)
+        if here:
+            chance.choice(here).kill()
+            return True
+        time.sleep(0.02)
+    return False
+
+
 @contextmanager
 def polling_reader(out):
     """Reads the table and every shard file again and again; yields what it has seen: row counts, or what was wrong."""
@@ -169,21 +180,17 @@ def test_the_driver_is_killed_again_and_again(ray_temp, tmp_path):
 def test_generators_sinks_and_the_quota_are_killed(ray_temp, tmp_path):
     """Ten of them at random moments in one run, which goes on; a reader that polls never sees half a file."""
     out, chance = tmp_path / "out", random.Random()
-    behave(out, seconds=0.8)
+    behave(out, seconds=0.8, sink_seconds=0.6)
     process = start(out, "--max-starts", "20", count=128)
     died = Counter()
     with polling_reader(out) as (seen, wrong):
         until(lambda: commits(out))
         for title in ["Generate", "commit_shard", "Quota", "Generate", "commit_shard"] * 2:
             time.sleep(chance.uniform(0.2, 1.5))
-            here = workers(process, title)
-            if here:
-                chance.choice(here).kill()
-                died[title] += 1
+            died[title] += kill_one(process, title, chance)
         code, said = end(process)
     assert code == 0, said
-    assert died["Generate"] >= 2, died
-    assert died["Quota"] >= 1, died
+    assert died == {"Generate": 4, "commit_shard": 4, "Quota": 2}
     assert committed(out) == planned(128)
     assert shards.verify(Run(str(out))) == []
     assert wrong == []
@@ -194,18 +201,19 @@ def test_generators_sinks_and_the_quota_are_killed(ray_temp, tmp_path):
 @pytest.mark.parametrize("name", ["before_fsync", "after_write", "after_link", "before_commit", "after_commit"])
 def test_every_process_dies_at_every_third_write(name, ray_temp, tmp_path):
     """At each failpoint around a write: sinks die, and where it writes starts down, so does the quota."""
-    out = tmp_path / "out"
+    out, before = tmp_path / "out", set(ray_temp.glob("session_*"))
     code, said = synthesize(out, "--max-starts", "50", count=64, RAYDR_FAILPOINT=f"{name}:exit:3")
     for _ in range(9):  # the driver writes too, and dies of it
         if code != 137:
             break
         code, said = synthesize(out, "--max-starts", "50", count=64, RAYDR_FAILPOINT=f"{name}:exit:3")
     if code == 137:
-        code, said = synthesize(out, count=64)
+        code, said = synthesize(out, "--max-starts", "50", count=64)
     assert code == 0, said
     assert committed(out) == planned(64)
     assert shards.verify(Run(str(out))) == []
-    logs = "".join(file.read_text(errors="replace") for file in ray_temp.glob("session_*/logs/worker-*.err"))
+    ours = [folder for folder in ray_temp.glob("session_*") if folder not in before and not folder.is_symlink()]
+    logs = "".join(file.read_text(errors="replace") for folder in ours for file in folder.glob("logs/worker-*.err"))
     assert logs.count(f"failpoint {name}") >= 1, "no process died"
 
 
@@ -322,10 +330,8 @@ def test_a_stop_finishes_what_is_in_flight_and_says_how_to_go_on(how, ray_temp, 
         assert subprocess.run([sys.executable, "-m", "raydr", "stop", str(out)], check=True).returncode == 0
     else:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything in its foreground
-    stopped = time.monotonic()
     code, said = end(process)
     assert code == 1, said
-    assert time.monotonic() - stopped < 25
     assert f"Stopped ({how}" in said
     assert f"go on with: raydr synthesize --recipe debug --out {out} --count 128" in said
     assert 0 < len(commits(out)) < 32
@@ -338,14 +344,13 @@ def test_a_stop_finishes_what_is_in_flight_and_says_how_to_go_on(how, ray_temp, 
 
 def test_a_second_interrupt_ends_at_once(ray_temp, tmp_path):
     out = tmp_path / "out"
-    behave(out, seconds=60)
+    behave(out, seconds=2000)  # longer than this test waits, with a row before the watchdog's 300 s
     process = start(out)
     until(lambda: shards.starts(Run(str(out)), "synthetic"))
     os.killpg(process.pid, signal.SIGINT)
-    time.sleep(3)
-    assert process.poll() is None, "it does not wait for the shards in flight"
+    assert any("Ctrl-C: leasing no more" in line for line in process.stdout), "it does not wait for what is in flight"
     os.killpg(process.pid, signal.SIGINT)
-    code, said = end(process, 30)
+    code, said = end(process)
     assert code == 1
     assert "go on with: raydr synthesize" in said
 
@@ -353,11 +358,11 @@ def test_a_second_interrupt_ends_at_once(ray_temp, tmp_path):
 def test_a_stop_reaches_a_driver_whose_actors_do_not_come(ray_temp, tmp_path):
     """Nothing is in flight and no ticket comes back: the driver leaves by itself."""
     out = tmp_path / "out"
-    behave(out, load=250)
+    behave(out, load=3000)
     process = start(out)
     until(lambda: psutil.Process(process.pid).children() and workers(process, "Generate"))
     assert cli.main(["stop", str(out)]) == 0
-    code, said = end(process, 60)
+    code, said = end(process)
     assert code == 1, said
     assert "Stopped (raydr stop" in said
     assert not commits(out)
@@ -368,22 +373,22 @@ def test_money_ends_first(ray_temp, tmp_path):
     out, table = tmp_path / "out", tmp_path / "prices.toml"
     table.write_text('currency = "USD"\nchecked = true\n[nodes]\ndefault = 3600\n')
     behave(out, seconds=1.0)
-    code, said = synthesize(out, "--max-cost", "18", "--shape.prices", str(table), count=512)
+    code, said = synthesize(out, "--max-cost", "40", "--shape.prices", str(table), count=2048)
     assert code == 1, said
-    assert "The budget synthesize.max_cost 18 USD" in said
+    assert "The budget synthesize.max_cost 40 USD" in said
     assert "before all was made" in said
     assert f"{PLAIN} grade 1 has" in said
-    assert "of 64 shards" in said
+    assert "of 256 shards" in said
     assert every_start_was_finished(out)
     made = len(commits(out))
-    assert 0 < made < 60
-    code, said = synthesize(out, "--max-cost", "19", "--shape.prices", str(table), count=512)
+    assert 0 < made < 500
+    code, said = synthesize(out, "--max-cost", "41", "--shape.prices", str(table), count=2048)
     assert code == 1, said
     assert len(commits(out)) <= made + 2, "what the first driver spent is forgotten"
-    code, said = synthesize(out, "--max-gpu-seconds", "5", count=512)
+    code, said = synthesize(out, "--max-gpu-seconds", "5", count=2048)
     assert code == 2
     assert "the shape laptop uses none" in said
-    code, said = synthesize(out, "--max-cost", "5", count=512)
+    code, said = synthesize(out, "--max-cost", "5", count=2048)
     assert code == 2
     assert "needs the price of every node" in said
 
