@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raydr import lineage, shards
+from raydr.attempts import Attempt, attempts, crashed, scorings
 from raydr.finished import Finished
 from raydr.storage import Run
 
@@ -55,10 +56,13 @@ class Progress:
     def __post_init__(self) -> None:
         self.finished = Finished(self.finished)
 
-    def prefix(self) -> tuple[int, int]:
-        """(shards, accepted images) of the contiguous finished prefix, which only grows."""
+    def prefix(self, target: Target | None = None) -> tuple[int, int]:
+        """(shards, accepted images) of the contiguous finished prefix, which only grows, but not beyond `target`.
+
+        A pool of many finishes some shards more than a quota needs: they do not count, or it would depend on the pool.
+        """
         number, accepted = self._prefix
-        while number in self.finished:
+        while number in self.finished and not (target and number >= target.least and accepted >= target.accepted):
             accepted += self.finished[number] or 0
             number += 1
         self._prefix = number, accepted
@@ -80,7 +84,7 @@ class Progress:
 
 
 def is_met(target: Target, progress: Progress) -> bool:
-    number, accepted = progress.prefix()
+    number, accepted = progress.prefix(target)
     return number >= target.least and accepted >= target.accepted
 
 
@@ -111,39 +115,6 @@ def remaining_shards(target: Target, made: int, accepted: int) -> int | None:
     if not accepted:
         return None
     return min(max(least, math.ceil(missing / (accepted / made))), max(0, target.most - made))
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of a shard; `session` is one driver's stage, `token` one call in one process."""
-
-    session: str
-    ticket: int
-    node: str
-    token: str
-
-    def label(self) -> str:
-        return f"{self.session}.{self.ticket}.{self.node}.{self.token}"
-
-
-def attempts(labels: list[str]) -> list[Attempt]:
-    """The starts of a shard that count, in order: those lost with their node are noted as `waived.TOKEN`."""
-    waived = {label.removeprefix("waived.") for label in labels if label.startswith("waived.")}
-    found = []
-    for label in labels:
-        parts = label.split(".")
-        if len(parts) == 4 and parts[1].isdecimal() and parts[3] not in waived:
-            found.append(Attempt(parts[0], int(parts[1]), parts[2], parts[3]))
-    return found
-
-
-def crashed(tries: list[Attempt], session: str = "") -> list[Attempt]:
-    """Those of a shard's starts that ended with their process.
-
-    The last start of every session but `session`, the present one, is none: it ended with its driver, or not at all.
-    """
-    last = {item.session: item for item in tries}
-    return [item for item in tries if item is not last[item.session] or item.session == session]
 
 
 def numbers_of(keys: Iterable[str]) -> dict[str, set[int]]:
@@ -183,7 +154,9 @@ class Leases:
     def _rebuild(self) -> None:
         done = shards.commits(self._run, TABLE)
         bad = {row["key"] for row in shards.quarantined(self._run, TABLE)}
-        self._starts = {key: attempts(labels) for key, labels in shards.starts(self._run, TABLE).items()}
+        labels = shards.starts(self._run, TABLE)
+        self._starts = {key: attempts(names) for key, names in labels.items()}
+        self._scorings = {key: scorings(names) for key, names in labels.items()}
         # Wherever they lie: a pool of many leases far beyond the contiguous ones.
         known = numbers_of([*done, *bad, *self._starts])
         for target in self._targets:
@@ -224,7 +197,7 @@ class Leases:
                 return lease
             self._waive(key, tries)
             if len(crashed(tries, self._session)) >= self._max_crashes:
-                self._give_up(target, number, tries)
+                self._give_up(target, number, tries, "process")
             elif self.closed:  # whoever made it died after the stop: the next start makes it
                 self._of(target).release(number)
                 del self._leases[ticket]
@@ -233,6 +206,23 @@ class Leases:
                 shards.record_start(self._run, key, attempt.label())
                 tries.append(attempt)
                 return lease
+
+    def scoring(self, generator_id: str, grade: int, number: int, node: str, token: str) -> bool:
+        """Note durably that a scorer starts on a shard; False where it is not wanted: it ended too many scorers."""
+        target = next(t for t in self._targets if (t.generator_id, t.grade) == (generator_id, grade))
+        key, finished = target.key(number), self._of(target).finished
+        if number in finished and finished[number] is None:
+            return False
+        tries = self._scorings.setdefault(key, [])
+        if any(item.token == token for item in tries):
+            return True
+        self._waive(key, tries)
+        if len(crashed(tries, self._session)) >= self._max_crashes:
+            self._give_up(target, number, tries, "scorer")
+            return False
+        shards.record_start(self._run, key, f"scoring.{self._session}.{node}.{token}")
+        tries.append(Attempt(self._session, 0, node, token))
+        return True
 
     def _of(self, target: Target) -> Progress:
         return self._progress[target.generator_id, target.grade]
@@ -244,10 +234,10 @@ class Leases:
             shards.record_start(self._run, key, f"waived.{item.token}")
             tries.remove(item)
 
-    def _give_up(self, target: Target, number: int, tries: list[Attempt]) -> None:
+    def _give_up(self, target: Target, number: int, tries: list[Attempt], who: str) -> None:
         reasons = [self._reasons[item.token] for item in tries if item.token in self._reasons]
         nodes = ", ".join(dict.fromkeys(item.node for item in tries))
-        ended = f"its process ended {len(crashed(tries, self._session))} times (nodes {nodes})"
+        ended = f"its {who} ended {len(crashed(tries, self._session))} times (nodes {nodes})"
         detail = "; ".join([ended, *dict.fromkeys(words for _, words in reasons)])
         # One word of a process about itself outweighs deaths in silence.
         shards.quarantine(self._run, TABLE, target.key(number), reasons[-1][0] if reasons else "crashed", detail)
@@ -287,7 +277,7 @@ class Leases:
         rows, exhausted, remaining = [], [], 0 if self._targets else None
         for target in self._targets:
             progress = self._of(target)
-            number, accepted = progress.prefix()
+            number, accepted = progress.prefix(target)
             done = is_met(target, progress)
             if not done and len(progress.finished) >= target.most:
                 exhausted.append(target.name)

@@ -20,6 +20,10 @@ class Shape:
     generators: int = 2
     generator_cpus: float = 0.5
     generator_gpus: float = 0.0
+    # Actors of a pool that scores what generators made, and the CPUs and GPUs of each; 0 = in the generators' own.
+    scorers: int = 0
+    scorer_cpus: float = 0.5
+    scorer_gpus: float = 0.0
     # Concurrent grader trials and the GPUs of each.
     trial_cpus: float = 1.0
     trial_gpus: float = 0.0
@@ -48,9 +52,9 @@ class Shape:
     def __post_init__(self) -> None:
         for name in ("generators", "train_workers"):
             require(getattr(self, name) >= 1, f"shape.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("generator_cpus", "trial_cpus"):
+        for name in ("generator_cpus", "scorer_cpus", "trial_cpus"):
             require(getattr(self, name) > 0, f"shape.{name} must be more than 0, not {getattr(self, name)}")
-        for name in ("generator_gpus", "trial_gpus", "train_gpus"):
+        for name in ("generator_gpus", "scorer_gpus", "trial_gpus", "train_gpus"):
             gpus = getattr(self, name)
             # Ray refuses 1.5 GPUs, late and from inside a stage.
             require(gpus >= 0 and (gpus < 1 or gpus == int(gpus)), f"shape.{name} is a share of one GPU or whole GPUs")
@@ -58,6 +62,7 @@ class Shape:
             0 <= self.min_generators <= self.generators,
             f"shape.min_generators must lie in 0..generators {self.generators}, not {self.min_generators}",
         )
+        require(self.scorers >= 0, "shape.scorers must not be negative")
         require(self.num_cpus is None or self.num_cpus >= 1, "shape.num_cpus must be at least 1")
         require(self.train_side_by_side >= 0, "shape.train_side_by_side must be at least 1, or 0 for all that fit")
         require(self.trial_seconds >= 0, "shape.trial_seconds must not be negative")

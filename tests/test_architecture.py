@@ -29,7 +29,7 @@ LEVELS = (
     {"grading", "fundus", "selection", "leases"},
     {"shards", "record", "metrics", "statistics"},
     {"checks"},
-    {"ledger", "parquet", "stopping", "spending"},
+    {"attempts", "ledger", "parquet", "stopping", "spending"},
     {"storage"},
     {"locks"},
     {"backends"},

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydr import schema, shards
+from raydr.attempts import Attempt, attempts, crashed, scorings
 from raydr.finished import Finished
-from raydr.leases import Attempt, Leases, Progress, Target, attempts, crashed, is_met, next_number, remaining_shards
+from raydr.leases import Leases, Progress, Target, is_met, next_number, remaining_shards
 from raydr.storage import Run
 
 ONE = Target("plain-g1-a", 1, least=2, accepted=0, most=2)
@@ -101,6 +102,33 @@ def test_a_second_life_remembers_leases_far_beyond_the_contiguous_shards(run):
     assert again.lease(90, "n", "t90")["number"] == 10
     assert again.state()["in_flight"] == 10
     assert again.lease(9, "n", "t9")["number"] == 9, "the same call asks again"
+    assert shards.quarantined(run, "synthetic") == []
+
+
+def test_a_shard_that_ends_its_scorers_is_quarantined_and_no_generator_is_blamed(run):
+    table, place = leases(run, max_crashes=2), (ONE.generator_id, 1, 0)
+    assert table.lease(0, "n", "a")["number"] == 0
+    assert table.scoring(*place, "n", "s1")
+    assert table.scoring(*place, "n", "s1"), "a call that is repeated is one start"
+    assert leases(run, max_crashes=2).scoring(*place, "n", "s2"), "a second life of the quota knows of the first start"
+    again = leases(run, max_crashes=2)
+    assert not again.scoring(*place, "n", "s3")
+    assert not again.scoring(*place, "n", "s4")
+    (note,) = shards.quarantined(run, "synthetic")
+    assert (note["key"], note["reason"]) == (ONE.key(0), "crashed")
+    assert note["detail"] == "its scorer ended 2 times (nodes n)"
+    labels = shards.starts(run)[ONE.key(0)]
+    assert (len(attempts(labels)), len(scorings(labels))) == (1, 2)
+    assert again.lease(0, "n", "b")["number"] == 1, "the ticket goes on"
+
+
+def test_scorers_that_went_with_their_node_do_not_count(run):
+    gone = set()
+    table, place = leases(run, max_crashes=1, dead=lambda: gone), (ONE.generator_id, 1, 0)
+    table.lease(0, "n", "a")
+    assert table.scoring(*place, "far", "s1")
+    gone.add("far")
+    assert table.scoring(*place, "n", "s2")
     assert shards.quarantined(run, "synthetic") == []
 
 
@@ -201,6 +229,8 @@ def test_a_quota_counts_the_contiguous_prefix():
     assert not is_met(QUOTA, progress)
     progress.finished[1] = None  # a quarantined shard holds nothing, and nothing waits for it
     assert progress.prefix() == (3, 13)
+    # What a larger pool made beyond the quota does not count.
+    assert Progress({0: 4, 1: None, 2: 9, 3: 8}).prefix(QUOTA) == (3, 13)
     assert is_met(QUOTA, progress)
 
 

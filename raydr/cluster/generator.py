@@ -1,13 +1,10 @@
 """The generator pool: what runs on the nodes between a ticket and a shard's raw pixels and scores."""
 
-import contextlib
-import faulthandler
 import json
 import os
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,80 +13,33 @@ import ray
 
 from raydr import lineage, schema, shards
 from raydr.cluster import device, ensemble, latents, session, staging, telemetry
-from raydr.cluster.quota import SHORT_ID
-from raydr.cluster.sink import NOTHING, RAW
+from raydr.cluster.sink import NOTHING, RAW, SAID, pack
+from raydr.cluster.watched import Beat, Worker
 from raydr.config import Recipe
-from raydr.errors import UserError
-from raydr.leases import TABLE
 from raydr.storage import Run
-
-Beat = Callable[[], None]
 
 
 class Maker(Protocol):
     """Makes rows of a shard; the same bytes on every call, whatever else is asked for beside them."""
 
-    # Smallest distance to a seen photograph at which an image is no memory of it.
-    threshold: float
+    # Smallest distance to a seen photograph at which an image is no memory of it; None where scorers know it.
+    threshold: float | None
 
     def rows(self, lease: dict[str, Any], indices: Sequence[int], beat: Beat) -> pa.Table:
-        """Rows of schema RAW for `indices`, without `plan` and `seconds`; calls `beat` whenever a step is done."""
+        """Rows of schema RAW for `indices`, without `plan` and `seconds`; calls `beat` whenever a step is done.
+
+        Where a pool of scorers follows, the columns SAID are null.
+        """
 
 
-class Watchdog:
-    """Ends this process when no beat comes for `seconds` while something is watched."""
-
-    def __init__(self, seconds: float, on_hang: Callable[[str, str], None]) -> None:
-        self._seconds, self._on_hang = seconds, on_hang
-        self._last: float | None = None
-        threading.Thread(target=self._look, name="raydr-watchdog", daemon=True).start()
-
-    def beat(self) -> None:
-        self._last = time.monotonic()
-        # Code that hangs without giving up the interpreter stops our thread too; this one needs no interpreter.
-        faulthandler.dump_traceback_later(2 * self._seconds + 5, exit=True, file=2)
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[Beat]:
-        self.beat()
-        try:
-            yield self.beat
-        finally:
-            self._last = None
-            faulthandler.cancel_dump_traceback_later()
-
-    def _look(self) -> None:
-        while True:
-            time.sleep(min(1.0, self._seconds / 4))
-            last = self._last
-            if last is not None and time.monotonic() - last > self._seconds:
-                self._on_hang("hung", f"no step was finished for {self._seconds:g} s")
-                os._exit(1)
-
-
-class Generate:
-    """Actor of the pool: leases a shard per ticket and has `maker(**arguments)` make its rows."""
+class Generate(Worker):
+    """Actor of the generators' pool: leases a shard per ticket and has `maker(**arguments)`, a Maker, make its rows."""
 
     def __init__(
-        self, maker: type, arguments: dict[str, Any], url: str, quota: str, shard_size: int, hang_seconds: float
+        self, maker: type, arguments: dict[str, Any], url: str, quota: str, hang_seconds: float, shard_size: int
     ) -> None:
-        self._refused: UserError | None = None
-        try:
-            self._maker: Maker = maker(**arguments)
-        except UserError as error:  # of what a constructor raises Ray keeps a traceback; the first call says it
-            self._refused = error
-        self._run, self._quota_name, self._shard_size = Run(url), quota, shard_size
-        self._node = ray.get_runtime_context().get_node_id()[:SHORT_ID]
-        self._token = ""
-        self._watchdog = Watchdog(hang_seconds, self._say)
-
-    def _quota(self) -> Any:
-        return ray.get_actor(self._quota_name, namespace=session.NAMESPACE)
-
-    def _say(self, kind: str, words: str) -> None:
-        # The process ends after this, whether the quota hears of it or not.
-        with contextlib.suppress(ray.exceptions.RayError, ValueError):
-            ray.get(self._quota().note.remote(self._token, kind, words), timeout=5)
+        super().__init__(maker, arguments, url, quota, hang_seconds)
+        self._shard_size = shard_size
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         if self._refused:
@@ -97,53 +47,26 @@ class Generate:
         self._token = secrets.token_hex(4)
         lease: Any = ray.get(self._quota().lease.remote(int(batch["id"][0]), self._node, self._token))
         # A row says that the ticket came back empty: the driver would wait in vain for an empty block.
-        return NOTHING if lease is None else self.make(lease)
+        return NOTHING if lease is None else pack(self.make(lease))
 
     def make(self, lease: dict[str, Any]) -> pa.Table:
         """The rows of one shard (schema RAW) but for those that cannot be made, which are quarantined."""
         started = time.perf_counter()
         first = lease["number"] * self._shard_size
-        with self._watchdog.watching() as beat:
-            parts, poison = isolate(
-                lambda indices: self._maker.rows(lease, indices, beat), range(first, first + self._shard_size)
-            )
-        if not parts:  # then it is not the rows: this process or its device is broken
-            self._say("raised", f"every row raised, the last {poison[-1][1]}")
-            os._exit(1)
-        for index, reason in poison:
-            name = lineage.sample_id(lease["generator_id"], lease["grade"], index)
-            shards.quarantine(self._run, TABLE, name, "raised", reason)
-        table = pa.concat_tables(parts).combine_chunks()
+        indices = range(first, first + self._shard_size)
+        table = self._survivors(lease, indices, lambda part, beat: self._maker.rows(lease, part, beat))
         plan = lease | {"threshold": self._maker.threshold, "node": self._node, "host": os.uname().nodename}
         seconds = np.full(table.num_rows, (time.perf_counter() - started) / table.num_rows, np.float32)
         table = table.append_column("plan", pa.array([json.dumps(plan)] * table.num_rows))
         return table.append_column("seconds", pa.array(seconds)).select(RAW.names).cast(RAW)
 
 
-def isolate(
-    make: Callable[[Sequence[int]], pa.Table], indices: Sequence[int]
-) -> tuple[list[pa.Table], list[tuple[int, str]]]:
-    """(tables of the rows that can be made, [(index, error) of those that raise]), found by halving.
-
-    Pixels do not depend on neighbours, so the good rows are what they would have been. A user's mistakes are
-    no fault of a row: they are raised.
-    """
-    try:
-        return [make(indices)], []
-    except UserError:
-        raise
-    except Exception as error:  # whatever a model or a codec raises: it is written down, and counted at the end
-        if len(indices) == 1:
-            return [], [(indices[0], f"{type(error).__name__}: {str(error)[:300]}")]
-    half = len(indices) // 2
-    left, right = isolate(make, indices[:half]), isolate(make, indices[half:])
-    return left[0] + right[0], left[1] + right[1]
-
-
 class Diffusion:
-    """The maker of every real run: samples, scores and checks for memorised photographs on one device."""
+    """The maker of every real run: samples on one device and, with `judges`, has a Judge there say what it made."""
 
-    def __init__(self, url: str, recipe: Recipe, ensemble_id: str, gpu: bool, num_threads: int) -> None:
+    def __init__(
+        self, url: str, recipe: Recipe, ensemble_id: str, gpu: bool, num_threads: int, judges: bool = True
+    ) -> None:
         import torch
 
         from raydr.diffusion.lora import Fused
@@ -167,15 +90,13 @@ class Diffusion:
             compile_parts(self._base, session.node_cache(self._run) / "inductor")
         self._fused = Fused(self._base.unet, self._base.text_encoder)
         self._prompts = PromptCache(self._base)
-        self._judges = ensemble.load(recipe, self._run, ensemble_id, "score", self._device)
+        self._judge = Judge(url, recipe, ensemble_id, gpu, num_threads) if judges else None
+        self.threshold = self._judge.threshold if self._judge else None
         self._records: dict[str, dict[str, Any]] = {}
-        self._gate = gate(recipe, self._run)
-        self.threshold = float(self._gate.threshold)
 
     def rows(self, lease: dict[str, Any], indices: Sequence[int], beat: Beat) -> pa.Table:
         from raydr.diffusion.leak import SignalLeak
         from raydr.diffusion.sampler import decode, sample_latents
-        from raydr.grading.ensemble import score
 
         config, generator_id, grade = self._recipe.synthesize, lease["generator_id"], lease["grade"]
         if generator_id not in self._records:
@@ -198,26 +119,50 @@ class Diffusion:
                     self._base, self._prompts, prompt, part, config.sampler, record["px"], beat, record["leak"]
                 )
                 images.append(decode(self._base, latents, size).cpu().numpy())
-        pixels = np.concatenate(images)
-        with telemetry.timed("synthesize", "score"):
-            probabilities = self._judges.probabilities(pixels)
-        beat()
-        with telemetry.timed("synthesize", "memorisation gate"):
-            nearest_ids, distances, _ = self._gate.check(pixels)
-        count = len(indices)
+        pixels, count = np.concatenate(images), len(indices)
+        if self._judge:
+            said = self._judge.columns(lease, indices, pixels, beat)
+        else:
+            said = {name: pa.nulls(count, RAW.field(name).type) for name in SAID}
         return pa.table(
             {
                 "index": pa.array(indices, pa.int64()),
                 "seed": pa.array(seeds, pa.uint64()),
                 "prompt": [prompt] * count,
                 "pixels": pa.array([image.tobytes() for image in pixels], pa.large_binary()),
-                "probabilities": pa.array(probabilities.tolist(), RAW.field("probabilities").type),
-                "score": score(probabilities, grade),
-                "nearest_image_id": nearest_ids,
-                "nearest_distance": distances,
                 "device": [self._device_name] * count,
+                **said,
             }
         )
+
+
+class Judge:
+    """The scorer of every real run: the ensemble and the memorisation gate on one device."""
+
+    def __init__(self, url: str, recipe: Recipe, ensemble_id: str, gpu: bool, num_threads: int) -> None:
+        target = Run(url)
+        where = device.of_worker(gpu, num_threads)
+        self._judges = ensemble.load(recipe, target, ensemble_id, "score", where)
+        self._gate = gate(recipe, target)
+        self.threshold = float(self._gate.threshold)
+
+    def columns(
+        self, lease: dict[str, Any], indices: Sequence[int], pixels: np.ndarray, beat: Beat
+    ) -> dict[str, pa.Array]:
+        """SAID of `pixels`, see scorer.Scorer."""
+        from raydr.grading.ensemble import score
+
+        with telemetry.timed("synthesize", "score"):
+            probabilities = self._judges.probabilities(pixels)
+        beat()
+        with telemetry.timed("synthesize", "memorisation gate"):
+            nearest_ids, distances, _ = self._gate.check(pixels)
+        return {
+            "probabilities": pa.array(probabilities.tolist(), RAW.field("probabilities").type),
+            "score": pa.array(score(probabilities, lease["grade"])),
+            "nearest_image_id": pa.array(nearest_ids, pa.string()),
+            "nearest_distance": pa.array(distances),
+        }
 
 
 def gate(recipe: Recipe, target: Run) -> Any:

@@ -43,8 +43,11 @@ def pools(recipe: Recipe, shape: Shape, stage: str) -> list[Pool]:
         # the pool is full, however it is placed.
         least = 1 if shape.generator_gpus else shape.min_generators or shape.generators
         each = shape.generator_cpus, shape.generator_gpus
+        some = shape.scorers
+        apart = [Pool("scorers", shape.scorer_cpus, shape.scorer_gpus, some, some, WORKER_BYTES, name)] if some else []
         return [
             Pool("generators", *each, least, shape.generators, WORKER_BYTES, name),
+            *apart,
             Pool("reader of tickets and sink of shards", READER_CPUS + SINK_CPUS),
         ]
     if stage == "sweep":

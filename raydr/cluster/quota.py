@@ -72,6 +72,9 @@ class Quota:
         self._tick()
         return self._leases.lease(ticket, node, token)
 
+    def scoring(self, generator_id: str, grade: int, number: int, node: str, token: str) -> bool:
+        return self._leases.scoring(generator_id, grade, number, node, token)
+
     def note(self, token: str, kind: str, words: str) -> None:
         self._leases.note(token, kind, words)
 

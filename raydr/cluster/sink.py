@@ -34,26 +34,49 @@ RAW = pa.schema(
     ]
 )
 
+# What is said of pixels: null until they are scored.
+SAID = ("probabilities", "score", "nearest_image_id", "nearest_distance")
 # What a ticket that got no shard brings back.
-NOTHING = pa.table({name: [None] for name in RAW.names}, schema=RAW)
+NOTHING = pa.table({"shard": pa.array([b""], pa.large_binary())})
+
+
+def pack(table: pa.Table) -> pa.Table:
+    """A shard as one row, which no stage can split or merge."""
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, table.schema) as stream:
+        stream.write_table(table)
+    return pa.table({"shard": pa.array([buffer.getvalue()], pa.large_binary())})
+
+
+def unpack(batch: pa.Table) -> pa.Table | None:
+    """The shard that `pack` made one row of, not copied; None for NOTHING."""
+    assert batch.num_rows == 1, f"{batch.num_rows} shards in one call"
+    buffer = batch["shard"][0].as_buffer()
+    return pa.ipc.open_stream(buffer).read_all() if buffer.size else None
+
+
+def pixels_of(table: pa.Table) -> np.ndarray:
+    """uint8 (B, px, px, 3) of rows of RAW."""
+    px = math.isqrt(len(table["pixels"][0].as_py()) // 3)
+    return np.stack([np.frombuffer(row, np.uint8).reshape(px, px, 3) for row in table["pixels"].to_pylist()])
 
 
 def commit_shard(
-    table: pa.Table, url: str, recipe: Recipe, ensemble_id: str, quota: str, versions: str
+    batch: pa.Table, url: str, recipe: Recipe, ensemble_id: str, quota: str, versions: str
 ) -> dict[str, list[Any]]:
     """Encode a shard's images losslessly and commit it; tells the quota what was accepted."""
-    if table.num_rows == 0 or not table["plan"][0].is_valid:
+    table = unpack(batch)
+    if table is None:
         return {"rows": [0], "accepted": [0], "generator_id": [""], "grade": [-1]}
     config, target = recipe.synthesize, Run(url)
     lease = json.loads(table["plan"][0].as_py())
-    assert len(set(table["plan"].to_pylist())) == 1, "a shard arrived split or merged"
+    assert len(set(table["plan"].to_pylist())) == 1, "rows of two shards"
     # Fewer where a row could not be made: the generator has quarantined it.
     planned = range(lease["number"] * config.shard_size, (lease["number"] + 1) * config.shard_size)
     indices = table["index"].to_pylist()
     assert sorted(set(indices)) == indices, "a shard's rows are doubled or out of order"
     assert set(indices) <= set(planned), (indices[0], indices[-1], lease)
-    px = math.isqrt(len(table["pixels"][0].as_py()) // 3)
-    pixels = np.stack([np.frombuffer(row, np.uint8).reshape(px, px, 3) for row in table["pixels"].to_pylist()])
+    pixels = pixels_of(table)
     images = [encode(image) for image in pixels]
     count, generator_id, grade = table.num_rows, lease["generator_id"], lease["grade"]
     blank, fundus = plausible.is_blank(pixels), plausible.is_fundus(pixels)

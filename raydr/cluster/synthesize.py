@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -18,10 +18,11 @@ from ray.data._internal.datasource.range_datasource import RangeDatasource
 
 from raydr import lineage, prices, shards, spending
 from raydr.cluster import ensemble, finetune, placement, session, telemetry
-from raydr.cluster.generator import Diffusion, Generate
+from raydr.cluster.generator import Diffusion, Generate, Judge
 from raydr.cluster.overseer import Overseer
 from raydr.cluster.packing import READER_CPUS, SINK_CPUS
 from raydr.cluster.quota import Quota, Target
+from raydr.cluster.scorer import Score
 from raydr.cluster.sink import commit_shard
 from raydr.config import Recipe
 from raydr.errors import BudgetExhausted, MissingInput, Stopped, UserError
@@ -66,6 +67,9 @@ class Work:
     ensemble_id: str
     maker: type
     arguments: dict[str, Any]
+    # `scorer(**scoring)` says what was made, in a pool of its own (see scorer.Scorer); None where the maker does.
+    scorer: type | None = None
+    scoring: dict[str, Any] = field(default_factory=dict)
 
 
 def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str, Any]:
@@ -83,10 +87,14 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
         "url": target.url,
         "recipe": recipe,
         "ensemble_id": ensemble_id,
-        "gpu": shape.generator_gpus > 0,
+        # Scorers take as many threads: other numbers of them sum in another order.
         "num_threads": max(1, session.cpus() // shape.generators),
     }
-    return drive(Work(recipe, target, wanted, ensemble_id, Diffusion, arguments), shape)
+    making = arguments | {"gpu": shape.generator_gpus > 0, "judges": not shape.scorers}
+    work = Work(recipe, target, wanted, ensemble_id, Diffusion, making)
+    if shape.scorers:
+        work = replace(work, scorer=Judge, scoring=arguments | {"gpu": shape.scorer_gpus > 0})
+    return drive(work, shape)
 
 
 def drive(work: Work, shape: Shape) -> dict[str, Any]:
@@ -234,40 +242,37 @@ def _stream(work: Work, shape: Shape, name: str, quota: Any) -> None:
 
 
 def _pipeline(work: Work, shape: Shape, name: str) -> ray.data.Dataset:
-    """Tickets -> generators -> sink; nothing runs until it is read."""
+    """Tickets -> generators (-> scorers) -> sink, a shard a row; nothing runs until it is read."""
     config, url = work.recipe.synthesize, work.target.url
     num_tickets = sum(item.most for item in work.wanted)
-    return (
-        tickets(num_tickets)
-        .map_batches(
-            Generate,
-            fn_constructor_kwargs={
-                "maker": work.maker,
-                "arguments": work.arguments,
-                "url": url,
-                "quota": name,
-                "shard_size": config.shard_size,
-                "hang_seconds": config.hang_seconds,
-            },
-            batch_size=1,
-            compute=pool(shape, num_tickets),
-            num_cpus=shape.generator_cpus,
-            num_gpus=shape.generator_gpus or None,
-            **placement.options(shape.generator_gpus),
+    common = {"url": url, "quota": name, "hang_seconds": config.hang_seconds}
+    table: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+    making = {"maker": work.maker, "arguments": work.arguments, "shard_size": config.shard_size}
+    stream = tickets(num_tickets).map_batches(
+        Generate,
+        fn_constructor_kwargs=common | making,
+        batch_size=1,
+        compute=pool(shape, num_tickets),
+        num_cpus=shape.generator_cpus,
+        num_gpus=shape.generator_gpus or None,
+        **placement.options(shape.generator_gpus),
+    )
+    if work.scorer:
+        size = min(shape.scorers, num_tickets)
+        stream = stream.map_batches(
+            Score,
+            fn_constructor_kwargs=common | {"maker": work.scorer, "arguments": work.scoring},
+            **table,
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            num_cpus=shape.scorer_cpus,
+            num_gpus=shape.scorer_gpus or None,
+            **placement.options(shape.scorer_gpus),
         )
-        .map_batches(
-            commit_shard,  # type: ignore[arg-type]  # takes a pyarrow table, by batch_format
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            fn_kwargs={
-                "url": url,
-                "recipe": work.recipe,
-                "ensemble_id": work.ensemble_id,
-                "quota": name,
-                "versions": versions(),
-            },
-            num_cpus=SINK_CPUS,
-            **placement.options(),
-        )
+    ending = {"url": url, "recipe": work.recipe, "ensemble_id": work.ensemble_id, "quota": name}
+    return stream.map_batches(
+        commit_shard,  # type: ignore[arg-type]  # takes a pyarrow table, by batch_format
+        **table,
+        fn_kwargs=ending | {"versions": versions()},
+        num_cpus=SINK_CPUS,
+        **placement.options(),
     )

@@ -5,8 +5,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from raydr import shards, spending
+from raydr.attempts import attempts, crashed, scorings
 from raydr.config import Recipe
-from raydr.leases import TABLE, Target, attempts, crashed, remaining_shards
+from raydr.leases import TABLE, Target, remaining_shards
 from raydr.record import replicates
 from raydr.storage import Run
 
@@ -51,7 +52,7 @@ def look(place: Run) -> Found:
         hosts[node] = record.extra.get("host", "")
         found.nodes.setdefault(f"{hosts[node]} {node}".strip(), Work()).add(record)
     for labels in shards.starts(place, TABLE).values():
-        for item in crashed(attempts(labels)):
+        for item in [*crashed(attempts(labels)), *crashed(scorings(labels))]:
             found.crashes[f"{hosts.get(item.node, '')} {item.node}".strip()] += 1
     return found
 

@@ -14,7 +14,7 @@ from raydr.cluster import ensemble, finetune, synthesize
 def main(argv):
     shapes.SHAPES["laptop"] = dataclasses.replace(shapes.SHAPES["laptop"], dashboard=False)
     synthesize.ready = lambda recipe, target: None
-    synthesize.Diffusion = standin.Standin
+    synthesize.Diffusion, synthesize.Judge = standin.Standin, standin.Judge
     synthesize.commit_shard = standin.commit_shard
     finetune.planned = lambda recipe, target: list(standin.GENERATORS)
     ensemble.identity = lambda recipe, target: standin.ENSEMBLE

@@ -95,6 +95,16 @@ def test_reader_and_sink_of_synthesis_fit_beside_every_generator():
     assert infeasible("synthesize", pools, [Node(str(n), 1, 1) for n in range(9)], []) is None
 
 
+def test_scorers_of_their_own_fit_beside_every_generator():
+    recipe, shape = recipes.named("debug"), dataclasses.replace(SHAPES["cluster"], generators=2, scorers=1)
+    pools = preflight.pools(recipe, dataclasses.replace(shape, scorer_gpus=0.1), "synthesize")
+    refused = infeasible("synthesize", pools, [Node("a", 8, 2)], [])
+    assert "1 of its 1 scorers (0.5 CPUs, 0.1 GPU" in refused
+    assert "beside 2 generators" in refused
+    assert infeasible("synthesize", pools, [Node("a", 8, 2), Node("b", 8, 1)], []) is None
+    assert infeasible("synthesize", preflight.pools(recipe, shape, "synthesize"), [Node("a", 8, 2)], []) is None
+
+
 def listed(node_id, cpus=4.0, alive=True, **more):
     resources = {"CPU": cpus, "memory": 8e9, **more.pop("resources", {})}
     return {

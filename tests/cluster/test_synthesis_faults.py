@@ -198,6 +198,69 @@ def test_generators_sinks_and_the_quota_are_killed(ray_temp, tmp_path):
     assert len(set(seen)) > 3, "the reader slept"
 
 
+def test_scorers_of_a_pool_of_their_own_are_killed(ray_temp, tmp_path):
+    """As the generators are; no start of theirs counts for a generator, and the rows are those of scoring in place."""
+    out, chance = tmp_path / "out", random.Random()
+    behave(out, seconds=0.4, score_seconds=0.8)
+    apart = ["--shape.scorers", "1", "--shape.scorer-cpus", "0.5"]
+    process = start(out, "--max-starts", "20", *apart, count=96)
+    died = Counter()
+    until(lambda: commits(out) or process.poll() is not None)
+    for title in ["Score)", "Generate", "Score)", "Quota", "Score)"]:
+        time.sleep(chance.uniform(0.2, 1.5))
+        died[title] += kill_one(process, title, chance)
+    code, said = end(process)
+    assert code == 0, said
+    assert died == {"Score)": 3, "Generate": 1, "Quota": 1}
+    assert committed(out) == planned(96)
+    assert shards.verify(Run(str(out))) == []
+    assert shards.quarantined(Run(str(out)), "synthetic") == []
+
+
+def test_what_scorers_cannot_score_is_quarantined(ray_temp, tmp_path):
+    out = tmp_path / "out"
+    raises, crashes = sample_id(PLAIN, 1, 13), sample_id(ECC, 3, 5)
+    behave(out, score_raise=[raises], score_crash=[crashes])
+    code, said = synthesize(out, "--shape.scorers", "1", "--shape.scorer-cpus", "0.5")
+    assert code == 1, said
+    assert "9 of 64 images are in quarantine" in said
+    notes = {note["key"]: note for note in shards.quarantined(Run(str(out)), "synthetic")}
+    crashed = f"synthetic/{ECC}/g3-000000.parquet"
+    assert {key: note["reason"] for key, note in notes.items()} == {raises: "raised", crashed: "crashed"}
+    assert "its scorer ended 3 times" in notes[crashed]["detail"]
+    lost = {raises, *(sample_id(ECC, 3, i) for i in range(8))}
+    assert committed(out) == planned(without=lost)
+
+
+@pytest.mark.parametrize("pools", [("1", "1"), ("2", "1"), ("2", "0")])
+def test_a_quota_accepts_the_same_images_whatever_the_pools(pools, ray_temp, tmp_path):
+    """--accepted through the whole stream: the accepted set is the prefix's, however many generators raced."""
+    out, wanted = tmp_path / "out", 6
+    behave(out, seconds=0.3)
+    generators, scorers = pools
+    shape = ["--shape.generators", generators, "--shape.scorers", scorers]
+    code, said = synthesize(out, "--accepted", str(wanted), "--band", "0.7", "0.9", *shape, count=8)
+    assert code == 0, said
+    record = Run(str(out)).read_json("logs/stage-synthesize.json")["summary"]["targets"]
+    assert [(row["shards"], row["accepted"]) for row in record] == [prefix(PLAIN, 1, wanted), prefix(ECC, 3, wanted)]
+    assert all(row["met"] for row in record)
+    # What an arm takes, the first in the band in the order of their indices, is there without a gap.
+    there = {name for name, *_ in committed(out)}
+    for generator, grade in ((PLAIN, 1), (ECC, 3)):
+        num_shards, _ = prefix(generator, grade, wanted)
+        assert {sample_id(generator, grade, index) for index in range(SIZE * num_shards)} <= there
+
+
+def prefix(generator, grade, wanted):
+    """(shards, accepted) of the shortest run of whole shards that holds `wanted` images in the band, by hand."""
+    number = accepted = 0
+    while accepted < wanted:
+        names = [sample_id(generator, grade, index) for index in range(SIZE * number, SIZE * (number + 1))]
+        accepted += sum(0.7 <= standin.score_of(name) <= 0.9 for name in names)
+        number += 1
+    return number, accepted
+
+
 @pytest.mark.parametrize("name", ["before_fsync", "after_write", "after_link", "before_commit", "after_commit"])
 def test_every_process_dies_at_every_third_write(name, ray_temp, tmp_path):
     """At each failpoint around a write: sinks die, and where it writes starts down, so does the quota."""
