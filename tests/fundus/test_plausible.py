@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import skimage.data
+from PIL import Image
 
+from raydr.fundus.lesions import Canvas
 from raydr.fundus.phantom import CAMERAS, render
-from raydr.fundus.plausible import is_blank, is_fundus
+from raydr.fundus.plausible import has_disc, is_blank, is_fundus
 
 PX = 64
 
@@ -11,11 +14,14 @@ def photograph():
     return render(1, 1, 2, PX)[0]
 
 
-def filled(red, green, blue):
-    """A circular field of one colour on black."""
+def filled(red, green, blue, disc=True):
+    """A circular field of one colour on black, with a pale optic disc."""
     axis = (np.arange(PX) + 0.5) / PX * 2 - 1
     image = np.zeros((PX, PX, 3), np.uint8)
     image[np.hypot(axis[:, None], axis[None]) < 0.95] = red, green, blue
+    if disc:
+        spot = np.hypot(axis[:, None], axis[None] - 0.4) < 0.13
+        image[spot] = np.minimum(255, image[spot].astype(int) + np.array([40, 90, 70]))
     return image
 
 
@@ -66,9 +72,45 @@ def test_what_no_camera_takes(image):
     assert not is_fundus(image[None]).any()
 
 
-def test_a_plain_reddish_disc_passes():
-    """The check is cheap: it knows colour and frame, not anatomy. The graders see the rest."""
+def test_a_plain_reddish_field_with_an_optic_disc_passes():
+    """The check is cheap: it knows colour, frame and disc, not anatomy. The graders see the rest."""
     assert is_fundus(filled(190, 100, 50)[None]).all()
+    assert not is_fundus(filled(190, 100, 50, disc=False)[None]).any()
+    tiny = filled(190, 100, 50, disc=False)[::4, ::4]
+    assert is_fundus(tiny[None]).all(), "on 16 px a disc has two"
+
+
+def no_disc(self, pen, x, y, d, fill, stretch=1.0):
+    """In place of Canvas._disc: 0.92 is the optic disc's shape."""
+    if stretch != 0.92:
+        pen.ellipse((x - d / 2 * stretch, y - d / 2, x + d / 2 * stretch, y + d / 2), fill=fill)
+
+
+def eyes(px, count, grades=(0, 1, 2, 3, 4)):
+    return np.stack(
+        [render(7, index, grades[index % len(grades)], px, name)[0] for name in CAMERAS for index in range(count)]
+    )
+
+
+@pytest.mark.parametrize(("px", "count"), [(32, 100), (64, 150), (256, 10)])
+def test_an_optic_disc_is_seen_and_missed(px, count, monkeypatch):
+    """At most 1 % of good phantoms are flagged; without their disc, and no bright lesion in its place, 90 % are."""
+    assert has_disc(eyes(px, count)).mean() >= 0.99
+    monkeypatch.setattr(Canvas, "_disc", no_disc)
+    assert has_disc(eyes(px, count, grades=(0, 1))).mean() <= 0.1
+
+
+def test_a_real_photograph_has_its_disc():
+    retina = skimage.data.retina()
+    assert is_fundus(retina[None]).all()
+    small = np.asarray(Image.fromarray(retina).resize((512, 512)))
+    assert is_fundus(small[None]).all()
+    # The disc replaced by the retina opposite.
+    without = small.copy()
+    y, x = np.unravel_index(small[..., 1].astype(int).argmax(), small.shape[:2])
+    part = slice(y - 50, y + 50), slice(x - 50, x + 50)
+    without[part] = small[:, ::-1][part]
+    assert not has_disc(without[None]).any()
 
 
 @pytest.mark.parametrize("value", [0, 255])
