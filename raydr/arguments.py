@@ -220,6 +220,17 @@ def import_parser() -> argparse.ArgumentParser:
     return found
 
 
+def generator_import_parser() -> argparse.ArgumentParser:
+    """`raydr finetune import FOLDER`."""
+    what = "a LoRA, a UNet or a pipeline from elsewhere -> a generator of the run OUT; no code of its files runs"
+    found = argparse.ArgumentParser("raydr finetune import", description=what, allow_abbrev=False)
+    found.add_argument("source", metavar="FOLDER", help="LoRA (folder or .safetensors), UNet or pipeline of diffusers")
+    found.add_argument("--out", required=True, metavar="OUT", help="folder or bucket of the run")
+    found.add_argument("--grade", required=True, type=int, choices=range(5), help="grade that its images shall show")
+    found.add_argument("--prompt", help="what it is sampled with (default: the prompt of the run's own generators)")
+    return found
+
+
 def source_arguments(ingest: argparse.ArgumentParser) -> None:
     """What `raydr ingest SOURCE PATH` takes beyond a stage's options."""
     ingest.usage = "raydr ingest [SOURCE PATH] [options] [--FIELD VALUE ...]"

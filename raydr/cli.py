@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raydr import terminal
-from raydr.arguments import import_parser, parser
+from raydr.arguments import generator_import_parser, import_parser, parser
 from raydr.errors import BudgetExhausted, Stopped, UserError
 
 STAGES = ("ingest", "ensemble", "finetune", "synthesize", "sweep")
@@ -55,6 +55,10 @@ def dispatch(argv: list[str]) -> int:
         from raydr import grader_commands
 
         return grader_commands.import_member(import_parser().parse_args(argv[2:]))
+    if argv[:2] == ["finetune", "import"]:
+        from raydr import grader_commands
+
+        return grader_commands.import_generator(generator_import_parser().parse_args(argv[2:]))
     known = parser()
     options, fields = known.parse_known_args(argv)
     if options.version:

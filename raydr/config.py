@@ -175,6 +175,9 @@ class Synthesize:
     max_cost: float = added(0.0)
     # A shard without a finished denoising step for so long hangs: its process is ended, which counts as a crash.
     hang_seconds: float = added(300.0)
+    # Ids of imported generators (`raydr finetune import`) that make images too; own ones that are not trained yet are
+    # left out then. Their images enter no arm of a sweep: what they saw is not known.
+    imported: tuple[str, ...] = added(())
     # Share of the images that may be quarantined before the stage fails, 0-1.
     max_quarantine: float = added(0.01)
 

@@ -1,4 +1,4 @@
-"""What the commands about trained graders do: evaluate, export, import."""
+"""What the commands about trained graders do, and what takes in graders and generators from elsewhere."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,5 +103,58 @@ def import_member(options: Any) -> int:
     terminal.note(
         "nothing shows which photographs an imported grader has seen: strict runs refuse it, and so does any check of "
         "leaks; to compare with the paper alone, `raydr rescore OUT --ensemble DIR --paper-mode`"
+    )
+    return 0
+
+
+def import_generator(options: Any) -> int:
+    """A LoRA, a UNet or a pipeline from elsewhere as a generator of a run; prints the command that uses it."""
+    import json
+    import tempfile
+
+    from raydr import lineage
+    from raydr.cluster import finetune
+    from raydr.diffusion import imported, model
+    from raydr.prompts import instance_prompt
+    from raydr.record import stored_recipe
+    from raydr.storage import Run
+
+    target = Run(options.out)
+    recipe = stored_recipe(target)
+    if recipe is None:
+        raise MissingInput(f"There is no run in {target.url}: start one with `raydr ingest --recipe NAME --out OUT`")
+    config = recipe.finetune
+    with target.lock("finetune import"), tempfile.TemporaryDirectory() as name:
+        dataset = finetune.dataset_of(recipe, target)
+        adapter, content = imported.take(options.source, config.base, config.revision, Path(name))
+        made = lineage.imported(recipe, options.grade, content)
+        record = {
+            "generator_id": made.generator_id,
+            "kind": made.kind,
+            "grades": made.grades,
+            "seed": made.seed,
+            "branch_id": made.branch_id,
+            "base": config.base,
+            "base_fingerprint": model.base_fingerprint(config.base, config.revision),
+            "ensemble_id": None,
+            "dataset": None,
+            "prompts": {str(options.grade): options.prompt or instance_prompt(dataset, options.grade)},
+            "fold": None,
+            "px": config.px,
+            "adapter": adapter,
+            "provenance": "imported",
+            "source": options.source,
+            # Nobody knows: photographs of the test set may be among them.
+            "num_photographs": None,
+            "photographs_seen": None,
+        }
+        key = f"generators/{made.generator_id}"
+        if not target.uploaded(key):
+            (Path(name) / "generator.json").write_text(json.dumps(record, indent=1))
+            target.upload(Path(name), key)
+    terminal.line("import", f"{target.url}/{key}")
+    terminal.note(
+        "nothing shows which photographs it has seen: its images enter no arm of a sweep; make some with "
+        f"`raydr synthesize --out {target.url} --imported {made.generator_id}`"
     )
     return 0

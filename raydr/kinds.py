@@ -8,6 +8,8 @@ import dataclasses
 from typing import Any, TypeVar
 
 PLAIN, ECC = "plain", "ecc"
+# Not trained by the run: see `raydr finetune import`.
+IMPORTED = "imported"
 CHANGES: dict[str, dict[str, Any]] = {
     PLAIN: {},
     ECC: {},

@@ -27,6 +27,7 @@ OUTSIDE = {
         "max_cost",
         "hang_seconds",
         "max_quarantine",
+        "imported",
     ),
 }
 
@@ -92,6 +93,13 @@ def generators(recipe: Recipe, data: str, base: str, ensemble: str) -> list[Gene
             if kind in config.kinds:
                 wanted.append(Generator(own, kind, grades, seed, plain))
     return wanted
+
+
+def imported(recipe: Recipe, grade: int, content: str) -> Generator:
+    """A generator from elsewhere, of content fingerprint `content`, on the noise of the run's own of that grade."""
+    seed = seed_of("generator", recipe.seed, recipe.replicate, (grade,))
+    name = f"{kinds.IMPORTED}-g{grade}-{fingerprint(kinds.IMPORTED, content, recipe.finetune.px, seed)[:8]}"
+    return Generator(name, kinds.IMPORTED, (grade,), seed, name)
 
 
 def synthetic_fingerprint(recipe: Recipe, generator_id: str, ensemble: str) -> str:

@@ -16,6 +16,17 @@ REFERABLE = 2  # moderate or worse
 SIGHT_THREATENING = 3  # severe or worse
 
 
+def disagreement(probabilities: np.ndarray, grade: int | np.ndarray) -> np.ndarray:
+    """Standard deviation over members of the intended grade's probability: float32 (B,), 0 for a single member.
+
+    `probabilities` (B, M, 5); `grade` is one intended grade or one per image (B,). The score is their mean
+    (grading.ensemble.score).
+    """
+    assert (probabilities.ndim, probabilities.shape[-1]) == (3, NUM_GRADES), probabilities.shape
+    grades = np.broadcast_to(np.asarray(grade, dtype=np.int64), len(probabilities))
+    return probabilities[np.arange(len(probabilities)), :, grades].std(axis=1).astype(np.float32)
+
+
 def confusion(grades: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Counts int64 (5, 5): [true grade, predicted grade]. Both inputs hold integers 0-4, shape (n,)."""
     grades, predictions = np.asarray(grades), np.asarray(predictions)

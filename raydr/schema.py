@@ -81,6 +81,8 @@ SYNTHETIC = pa.schema(
         ("device", pa.string()),
         ("versions", pa.string()),
         ("synthetic", pa.bool_()),
+        # From here on columns that came later: null in the rows of earlier versions.
+        ("disagreement", pa.float32()),  # standard deviation over members of the intended grade's probability
     ]
 )
 
@@ -90,6 +92,8 @@ SCORES = pa.schema(
         ("ensemble_id", pa.string()),
         ("probabilities", pa.list_(pa.list_(pa.float32()))),
         ("score", pa.float32()),
+        # From here on columns that came later: null in the rows of earlier versions.
+        ("disagreement", pa.float32()),
     ]
 )
 
@@ -164,7 +168,7 @@ QUARANTINE = pa.schema(
 
 
 # Tables that have grown at their end: with so many columns earlier versions wrote them.
-GREW = ((TRIALS, 25), (REAL, 16))
+GREW = ((TRIALS, 25), (REAL, 16), (SYNTHETIC, 21), (SCORES, 4))
 
 
 def versions(schema: pa.Schema) -> list[pa.Schema]:

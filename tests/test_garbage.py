@@ -16,7 +16,9 @@ from raydr.schema import SCORES
 from raydr.storage import Run
 
 RECIPE = recipes.debug()  # finetune.kinds = plain, ecc
-SCORED = pa.table({"sample_id": ["a"], "ensemble_id": ["e"], "probabilities": [[[0.2] * 5]], "score": [0.5]})
+SCORED = pa.table(
+    {"sample_id": ["a"], "ensemble_id": ["e"], "probabilities": [[[0.2] * 5]], "score": [0.5], "disagreement": [0.0]}
+)
 
 
 @pytest.fixture(scope="module")

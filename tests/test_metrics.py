@@ -117,3 +117,12 @@ def test_summary_is_complete_and_finite(graded):
     assert values["recall_3"] == metrics.recalls(metrics.confusion(*graded[:2]))[3]
     assert values["precision_3"] == metrics.precisions(metrics.confusion(*graded[:2]))[3]
     assert len(values) == 9 + 6 + 5 + 5
+
+
+def test_members_disagree_by_the_spread_of_the_intended_grade():
+    said = np.full((3, 2, 5), 0.1)
+    said[0, :, 1] = 0.2, 0.6
+    said[1, :, 3] = 0.9, 0.9
+    said[2, :, 3] = 0.0, 1.0
+    np.testing.assert_allclose(metrics.disagreement(said, np.array([1, 3, 3])), [0.2, 0.0, 0.5], atol=1e-6)
+    assert metrics.disagreement(said[:, :1], 3).tolist() == [0, 0, 0]

@@ -53,6 +53,7 @@ def make(shard: int) -> pa.Table:
             "ensemble_id": ["e1"] * 4,
             "probabilities": [[[0.2] * 5]] * 4,
             "score": [shard + row / 8 for row in range(4)],
+            "disagreement": [0.0] * 4,
         }
     )
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydr import backends, images, parquet, shards
+from raydr import backends, images, parquet, schema, shards
 from raydr.errors import DamagedData, IdentityMismatch, MissingInput, UserError
 from raydr.ledger import parse
 from raydr.schema import SCORES, SYNTHETIC
@@ -42,6 +42,7 @@ def table(shard, offset=0.0, rows=8):
         "ensemble_id": ["e1"] * rows,
         "probabilities": [[[0.1, 0.2, 0.3, 0.2, 0.2]] * 2] * rows,
         "score": [offset + shard + row / 100 for row in range(rows)],
+        "disagreement": [0.0] * rows,
     })
 
 if __name__ == "__main__":
@@ -63,6 +64,7 @@ def make(shard: int, offset: float = 0.0, rows: int = ROWS) -> pa.Table:
             "ensemble_id": ["e1"] * rows,
             "probabilities": [[[0.1, 0.2, 0.3, 0.2, 0.2]] * 2] * rows,
             "score": [offset + shard + row / 100 for row in range(rows)],
+            "disagreement": [0.0] * rows,
         }
     )
 
@@ -614,3 +616,16 @@ def test_a_thousand_small_shards_take_seconds(run: Run) -> None:
     checking = time.perf_counter() - started - writing
     print(f"1000 shards: commit {writing:.2f} s, read records and verify {checking:.2f} s")
     assert writing < 60
+
+
+@pytest.mark.parametrize(("whole", "prefix", "columns"), [(SYNTHETIC, "synthetic/g1", 21), (SCORES, "scores/e1", 4)])
+def test_shards_of_earlier_versions_read_beside_new_ones(whole, prefix, columns, tmp_path):
+    """Without the members' disagreement, which is null then; nothing is to be made again."""
+    run, earlier = Run(tmp_path), next(item for item in schema.versions(whole) if len(item) == columns)
+    for number, written in enumerate((earlier, whole)):
+        table = pa.table({item.name: pa.nulls(1, item.type) for item in whole})
+        table = table.set_column(whole.get_field_index("disagreement"), "disagreement", pa.array([0.25], pa.float32()))
+        key = f"{prefix}/g3-{number:06d}.parquet"
+        shards.commit(run, key, table.select(written.names), written, FINGERPRINT)
+    assert shards.read(run, prefix, whole)["disagreement"].to_pylist() == [None, 0.25]
+    assert shards.verify(run) == []

@@ -107,7 +107,10 @@ class Diffusion:
                 "leak": leak,
             }
         record = self._records[generator_id]
-        if self._fused.switch(record["folder"]):  # an adapted text encoder: the embeddings are another's
+        # An imported pipeline is the base itself and adds nothing to it.
+        if self._fused.switch(
+            record["folder"] if record.get("adapter", True) else None
+        ):  # an adapted text encoder: the embeddings are another's
             self._prompts.clear()
         seeds = [lineage.sample_seed(self._recipe, record["seed"], grade, index) for index in indices]
         prompt, size = record["prompts"][str(grade)], config.sampler.batch

@@ -201,7 +201,8 @@ def _stage(recipe: Recipe, target: Run, shape: Shape, stage: str) -> dict[str, A
         preflight.begin(recipe, target, shape, stage)  # before the mark that fixes what a smaller batch would change
         begin(target, stage)
         summary = module.run(recipe, target) if stage == "ingest" else module.run(recipe, target, shape)
-    return _keep_record(recipe, target, stage, summary, usage, complete=not summary.get("failed"))
+    complete = not (summary.get("failed") or summary.get("partial"))
+    return _keep_record(recipe, target, stage, summary, usage, complete)
 
 
 def _keep_record(

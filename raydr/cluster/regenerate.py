@@ -65,7 +65,7 @@ def run(target: Run, sample_id: str, to: str) -> str:
         part.to(memory_format=torch.channels_last)
     if sampler.compiled:
         compile_parts(base, node_cache(target) / "inductor")
-    Fused(base.unet, base.text_encoder).switch(folder)
+    Fused(base.unet, base.text_encoder).switch(folder if record.get("adapter", True) else None)
     leak = SignalLeak.load(folder) if sampler.signal_leak else None
     latents = sample_latents(base, PromptCache(base), row["prompt"], [row["seed"]], sampler, record["px"], leak=leak)
     pixels = to_pixels(base, latents, sampler.batch)[0].numpy()

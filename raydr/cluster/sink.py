@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from raydr import lineage, schema, shards
+from raydr import lineage, metrics, schema, shards
 from raydr.cluster import session, telemetry
 from raydr.config import Recipe
 from raydr.fundus import plausible
@@ -109,6 +109,7 @@ def commit_shard(
             "device": table["device"],
             "versions": [versions] * count,
             "synthetic": [True] * count,
+            "disagreement": metrics.disagreement(np.array(table["probabilities"].to_pylist()), grade),
         }
     )
     scores, distances = np.asarray(table["score"]), np.asarray(table["nearest_distance"])

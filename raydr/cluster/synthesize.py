@@ -47,11 +47,25 @@ def versions() -> str:
     return f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}"
 
 
+def generators(recipe: Recipe, target: Run) -> tuple[list[lineage.Generator], list[str]]:
+    """(the generators that make images, ids of the recipe's own that are left out as they are not trained yet)."""
+    found, names = finetune.planned(recipe, target), recipe.synthesize.imported
+    missing = [one for one in found if names and not target.uploaded(f"generators/{one.generator_id}")]
+    wanted = [one for one in found if one not in missing]
+    for name in names:
+        record = target.read_json(f"generators/{name}/generator.json")
+        wanted.append(lineage.Generator(name, record["kind"], tuple(record["grades"]), record["seed"], name))
+    return wanted, [one.generator_id for one in missing]
+
+
 def ready(recipe: Recipe, target: Run) -> None:
     """MissingInput where photographs, generators or the ensemble are not there."""
     if not shards.completed(target, "real"):
         raise MissingInput(f"{target.url} has no complete `real` table: run `raydr ingest` first")
-    for generator in finetune.planned(recipe, target):
+    for name in recipe.synthesize.imported:
+        if not target.uploaded(f"generators/{name}"):
+            raise MissingInput(f"{target.url} has no imported generator {name}: run `raydr finetune import` first")
+    for generator in [] if recipe.synthesize.imported else finetune.planned(recipe, target):
         if not target.uploaded(f"generators/{generator.generator_id}"):
             raise MissingInput(f"{target.url} lacks the generator {generator.generator_id}: run `raydr finetune` first")
     ensemble.require(recipe, target)
@@ -82,7 +96,8 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
     target = out if isinstance(out, Run) else Run(out)
     ready(recipe, target)
     ensemble_id = ensemble.identity(recipe, target)
-    wanted = targets(recipe, finetune.planned(recipe, target))
+    makers, left_out = generators(recipe, target)
+    wanted = targets(recipe, makers)
     arguments = {
         "url": target.url,
         "recipe": recipe,
@@ -94,7 +109,7 @@ def run(recipe: Recipe, out: str | Run, shape: Shape | None = None) -> dict[str,
     work = Work(recipe, target, wanted, ensemble_id, Diffusion, making)
     if shape.scorers:
         work = replace(work, scorer=Judge, scoring=arguments | {"gpu": shape.scorer_gpus > 0})
-    return drive(work, shape)
+    return drive(work, shape) | ({"partial": left_out} if left_out else {})
 
 
 def drive(work: Work, shape: Shape) -> dict[str, Any]:

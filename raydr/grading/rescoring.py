@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydr import lineage, schema, shards
+from raydr import lineage, metrics, schema, shards
 from raydr.errors import DamagedData, MissingInput
 from raydr.grading.ensemble import META, WEIGHTS, Ensemble, Meta, load_member, load_meta, score
 from raydr.identity import fingerprint, sha256
@@ -111,6 +111,7 @@ def score_shard(run: Run, judges: Ensemble, ensemble_id: str, item: dict[str, An
             "ensemble_id": [ensemble_id] * table.num_rows,
             "probabilities": pa.array(probabilities.tolist(), schema.SCORES.field("probabilities").type),
             "score": score(probabilities, np.asarray(table["grade"])),
+            "disagreement": metrics.disagreement(probabilities, np.asarray(table["grade"])),
         }
     )
     return shards.commit(run, item["scores"], rows, schema.SCORES, item["fingerprint"])

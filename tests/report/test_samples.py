@@ -62,6 +62,7 @@ def test_other_scorers_are_compared_on_the_same_images(tmp_path):
     mine = [row for row in table.to_pylist() if row["generator_id"] == "ecc-g3-0"][:-1]  # one is not judged yet
     half = [row | {"ensemble_id": "e-0-audit", "score": row["score"] / 2 + 0.4} for row in reversed(mine)]
     gone = {"sample_id": "gone/g3/1", "ensemble_id": "e-0-audit", "probabilities": [[0.2] * 5], "score": 1.0}
+    gone["disagreement"] = 0.0
     rows = [{name: row[name] for name in schema.SCORES.names} for row in [*half, gone]]
     key = "scores/e-0-audit/ecc-g3-0/g3-000000.parquet"
     shards.commit(run, key, pa.Table.from_pylist(rows, schema.SCORES), schema.SCORES, "s")

@@ -67,6 +67,7 @@ def write_scores(run: Run, ensemble_id: str, generator: str, grade: int, scores,
             "ensemble_id": [ensemble_id] * len(scores),
             "probabilities": pa.array([[[0.2] * 5]] * len(scores), schema.SCORES.field("probabilities").type),
             "score": pa.array(scores, pa.float32()),
+            "disagreement": pa.array([0.0] * len(scores), pa.float32()),
         }
     )
     key = f"scores/{ensemble_id}/{generator}/g{grade}-{number:06d}.parquet"
