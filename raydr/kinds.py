@@ -30,6 +30,11 @@ def is_ecc(kind: str) -> bool:
     return kind != PLAIN
 
 
+def sampled(sampler: Config, kind: str) -> Config:
+    """How a generator of `kind` is sampled: an imported one brings no statistics of photographs to start from."""
+    return dataclasses.replace(sampler, signal_leak=False) if kind == IMPORTED else sampler  # type: ignore[type-var]
+
+
 def changed(finetune: Config, kind: str) -> Config:
     """The configuration that a generator of `kind` is trained with."""
     return dataclasses.replace(finetune, **CHANGES[kind])  # type: ignore[type-var]

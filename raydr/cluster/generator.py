@@ -16,6 +16,7 @@ from raydr.cluster import device, ensemble, latents, session, staging, telemetry
 from raydr.cluster.sink import NOTHING, RAW, SAID, pack
 from raydr.cluster.watched import Beat, Worker
 from raydr.config import Recipe
+from raydr.kinds import sampled
 from raydr.storage import Run
 
 
@@ -101,16 +102,14 @@ class Diffusion:
         config, generator_id, grade = self._recipe.synthesize, lease["generator_id"], lease["grade"]
         if generator_id not in self._records:
             folder = self._run.folder(f"generators/{generator_id}", session.node_cache(self._run))
-            leak = SignalLeak.load(folder) if config.sampler.signal_leak else None
-            self._records[generator_id] = json.loads((folder / "generator.json").read_text()) | {
-                "folder": folder,
-                "leak": leak,
-            }
+            record = json.loads((folder / "generator.json").read_text())
+            sampler = sampled(config.sampler, record["kind"])
+            leak = SignalLeak.load(folder) if sampler.signal_leak else None
+            # An imported pipeline is the base itself and adds nothing to it.
+            weights = folder if record.get("adapter", True) else None
+            self._records[generator_id] = record | {"weights": weights, "sampler": sampler, "leak": leak}
         record = self._records[generator_id]
-        # An imported pipeline is the base itself and adds nothing to it.
-        if self._fused.switch(
-            record["folder"] if record.get("adapter", True) else None
-        ):  # an adapted text encoder: the embeddings are another's
+        if self._fused.switch(record["weights"]):  # an adapted text encoder: the embeddings are another's
             self._prompts.clear()
         seeds = [lineage.sample_seed(self._recipe, record["seed"], grade, index) for index in indices]
         prompt, size = record["prompts"][str(grade)], config.sampler.batch
@@ -119,7 +118,7 @@ class Diffusion:
             part = seeds[start : start + size]
             with telemetry.timed("synthesize", "sample"):
                 latents = sample_latents(
-                    self._base, self._prompts, prompt, part, config.sampler, record["px"], beat, record["leak"]
+                    self._base, self._prompts, prompt, part, record["sampler"], record["px"], beat, record["leak"]
                 )
                 images.append(decode(self._base, latents, size).cpu().numpy())
         pixels, count = np.concatenate(images), len(indices)

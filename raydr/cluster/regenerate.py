@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from raydr import schema, shards
 from raydr.errors import MissingInput, UserError
 from raydr.images import decode, encode
+from raydr.kinds import sampled
 from raydr.record import stored_recipe
 from raydr.storage import Run
 
@@ -66,6 +67,7 @@ def run(target: Run, sample_id: str, to: str) -> str:
     if sampler.compiled:
         compile_parts(base, node_cache(target) / "inductor")
     Fused(base.unet, base.text_encoder).switch(folder if record.get("adapter", True) else None)
+    sampler = sampled(sampler, record["kind"])
     leak = SignalLeak.load(folder) if sampler.signal_leak else None
     latents = sample_latents(base, PromptCache(base), row["prompt"], [row["seed"]], sampler, record["px"], leak=leak)
     pixels = to_pixels(base, latents, sampler.batch)[0].numpy()
