@@ -45,7 +45,9 @@ def pack(table: pa.Table) -> pa.Table:
     buffer = pa.BufferOutputStream()
     with pa.ipc.new_stream(buffer, table.schema) as stream:
         stream.write_table(table)
-    return pa.table({"shard": pa.array([buffer.getvalue()], pa.large_binary())})
+    data = buffer.getvalue()
+    ends = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.table({"shard": pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, data])})
 
 
 def unpack(batch: pa.Table) -> pa.Table | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raydr import recipes
-from raydr.cluster import device, generator, latents, rescore
+from raydr.cluster import device, generator, latents, rescore, watched
 from raydr.errors import UserError
 
 SAID = f"Ray gave a GPU on node {os.uname().nodename}, and torch .* sees none there"
@@ -44,10 +44,10 @@ def test_no_gpu_where_one_was_promised_names_the_node(monkeypatch):
 def test_generators_encoders_and_judges_say_it_where_a_stage_hears_it(monkeypatch, tmp_path):
     """On their first call: of what a constructor raises Ray gives the driver a traceback alone."""
     sees(monkeypatch, False)
-    monkeypatch.setattr(generator.ray, "get_runtime_context", lambda: Context())
+    monkeypatch.setattr(watched.ray, "get_runtime_context", lambda: Context())
     url, recipe = str(tmp_path), recipes.named("debug")
     arguments = {"url": url, "recipe": recipe, "ensemble_id": "e", "gpu": True, "num_threads": 1}
-    made = generator.Generate(generator.Diffusion, arguments, url, "quota", 8, 300.0)
+    made = generator.Generate(generator.Diffusion, arguments, url, "quota", 300.0, shard_size=8)
     with pytest.raises(UserError, match=SAID):
         made({"id": np.array([0])})
     plan = '{"prompts": [], "key": "embeddings/x.parquet"}'
