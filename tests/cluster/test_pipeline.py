@@ -159,3 +159,19 @@ def test_a_run_killed_in_every_stage_goes_on_to_the_same_tables(finished_run, tm
         theirs = shards.read(Run(str(finished_run)), table, columns, names).to_pylist()
         assert ours == theirs, table
     assert shards.verify(Run(str(out))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_scorers_of_their_own_make_the_same_table(finished_run, tmp_path):
+    """Pixels, scores and gate of a pool behind the generators are those of the generators' own actors."""
+    out = tmp_path / "out"
+    shutil.copytree(finished_run, out, ignore=shutil.ignore_patterns("synthetic", "trials", "_attempts", "_ray"))
+    (out / "logs" / "stage-synthesize.json").unlink()
+    shape = ["--shape.num-cpus", "2", "--shape.scorers", "1", "--shape.scorer-cpus", "0.5"]
+    assert cli.main(["synthesize", "--out", str(out), *shape]) == 0
+    columns = [name for name in schema.SYNTHETIC.names if name != "image"]
+    tables = [shards.read(Run(str(run)), "synthetic", schema.SYNTHETIC, columns) for run in (out, finished_run)]
+    ours, theirs = [table.sort_by("sample_id").to_pylist() for table in tables]
+    assert ours == theirs
+    assert len(ours) > 0

@@ -181,7 +181,7 @@ def test_generators_sinks_and_the_quota_are_killed(ray_temp, tmp_path):
     """Ten of them at random moments in one run, which goes on; a reader that polls never sees half a file."""
     out, chance = tmp_path / "out", random.Random()
     behave(out, seconds=0.8, sink_seconds=0.6)
-    process = start(out, "--max-starts", "20", count=128)
+    process = start(out, "--max-starts", "20", count=256)
     died = Counter()
     with polling_reader(out) as (seen, wrong):
         until(lambda: commits(out))
@@ -191,7 +191,7 @@ def test_generators_sinks_and_the_quota_are_killed(ray_temp, tmp_path):
         code, said = end(process)
     assert code == 0, said
     assert died == {"Generate": 4, "commit_shard": 4, "Quota": 2}
-    assert committed(out) == planned(128)
+    assert committed(out) == planned(256)
     assert shards.verify(Run(str(out))) == []
     assert wrong == []
     assert seen == sorted(seen)
