@@ -67,7 +67,7 @@ def test_other_values_of_every_field_survive_json():
         synthesize=config.Synthesize(
             sampler=config.Sampler("ddim", 3, 1.5, 4, "bf16", signal_leak=True), count=5, accepted=6, max_images=70,
             band=(0.1, 0.2), shard_size=8, max_starts=2, max_gpu_seconds=3.0, max_cost=4.0, hang_seconds=5.0,
-            max_quarantine=0.5,
+            max_quarantine=0.5, imported=("imported-g1-abc",),
         ),
         sweep=config.Sweep(
             arms=("band",), num_seeds=2, grader=grader, grades=(2,), ratio=0.5, count=9, band=(0.1, 0.2),

@@ -150,7 +150,7 @@ def run_loops(loop: str, arguments: tuple[dict[str, Any], ...]) -> None:
 
 def machine(repeats: int) -> dict[str, Any]:
     """What the figures were made on."""
-    from raydr.cluster.pipeline import revision
+    from raydr.cluster.provenance import revision
 
     return {
         "cpu": cpu_name(),

@@ -9,14 +9,11 @@ the same command again skips it without starting Ray. Anything unfinished goes o
 
 import contextlib
 import importlib
-import platform
-import subprocess
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydr import lineage, prices, spending, stopping, terminal
+from raydr.cluster.provenance import revision, versions
 from raydr.config import Recipe
 from raydr.errors import DamagedData, IdentityMismatch, MissingInput, Stopped
 from raydr.identity import as_dict, fingerprint
@@ -29,26 +26,6 @@ if TYPE_CHECKING:
     from raydr.cluster.telemetry import Usage
 
 STAGES = ("ingest", "ensemble", "finetune", "synthesize", "sweep")
-PACKAGES = ("raydr", "ray", "torch", "diffusers", "transformers", "peft", "timm", "numpy", "pyarrow")
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
-
-
-def revision() -> str | None:
-    """Git revision of the source tree that is running, with "+" where it was changed; None when installed."""
-    folder = Path(__file__).parent
-    try:
-        git = ["git", "-C", str(folder)]
-        known = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
-        if known.returncode != 0:
-            return None
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return head + ("+" if dirty.stdout.strip() else "")
 
 
 def identity(recipe: Recipe, stage: str) -> str:

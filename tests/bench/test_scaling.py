@@ -1,9 +1,10 @@
 """The simulation: a sleeping maker's rows, trees written by the sink's own commit, growth of memory."""
 
-import os
 import subprocess
 import sys
 import time
+
+import pytest
 
 from raydr import schema, shards
 from raydr.bench import memory, results, scaling, trees
