@@ -18,7 +18,7 @@ from importlib import metadata
 import psutil
 import ray
 
-from raydr.cluster.pipeline import PACKAGES
+from raydr.cluster.provenance import PACKAGES
 from raydr.errors import MissingInput, UserError
 from raydr.storage import Run
 
