@@ -253,8 +253,14 @@ def counted(target: Run) -> dict[str, Any]:
     return {"photographs": table.num_rows, "counts": counts}
 
 
-def fingerprint_of(target: Run) -> str:
-    """Identity of the photographs in a run: hash of every committed shard of `real`."""
+def fingerprint_of(target: Run, external: bool = False) -> str:
+    """Identity of the photographs in a run: hash of the committed shards of `real`.
+
+    Those of external sources only count with `external`: nothing learns from them, and a run may get one more to
+    evaluate its graders on without all of it being made again.
+    """
     from raydr.identity import fingerprint
 
-    return fingerprint(sorted((key, record.sha256) for key, record in shards.commits(target, "real").items()))
+    aside = {key for source in source_record.sources(target) if source.role == "external" for key in source.keys}
+    done = shards.commits(target, "real").items()
+    return fingerprint(sorted((key, record.sha256) for key, record in done if external or key not in aside))

@@ -30,7 +30,7 @@ def rows_of(target: Run) -> list[dict[str, Any]]:
 
 def pairs_of(target: Run) -> list[tuple[str, str]]:
     """Ids of photographs of `real` that show the same picture; searched once for each state of it, kept in cache/."""
-    key = f"cache/duplicates/{ingest.fingerprint_of(target)}.json"
+    key = f"cache/duplicates/{ingest.fingerprint_of(target, external=True)}.json"
     if not target.exists(key):
         rows = rows_of(target)
         found = search(rows, [pictures_of(target, rows)] * len(rows))

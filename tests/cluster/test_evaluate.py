@@ -141,7 +141,7 @@ def test_a_set_is_named_by_its_reader_or_in_any_spelling(run, added):
         assert evaluate.external_set(run, token).name == "Messidor_2"
     # Under a name of its own, --dataset, the source's record tells the reader.
     added(external_rows("Tours"))
-    source = source_record.Source("deepdrid", "Tours", "external", {}, 10, 0, "")
+    source = source_record.Source("deepdrid", "Tours", "external", {"shard_size": 64}, 10, 0, "")
     source_record.store(run, source_record.Record(source, []))
     try:
         assert evaluate.external_set(run, "deepdrid").name == evaluate.external_set(run, "tours").name == "Tours"

@@ -7,7 +7,7 @@ import pytest
 from cluster.small_run import make_run, photograph, small_recipe
 
 from raydr import cli, images, schema, shards
-from raydr.cluster import ensemble, finetune, leaks, sweep
+from raydr.cluster import ensemble, finetune, ingest, leaks, source_record, sweep
 from raydr.cluster.pictures import Pictures
 from raydr.errors import LeakageError
 from raydr.fundus.phash import phash
@@ -129,3 +129,17 @@ def test_on_the_command_line_it_is_one_sentence_and_exit_2_before_ray(made, caps
     said = " ".join(capsys.readouterr().out.split())
     assert "DDR/copy (train) and DDR/judged (test)" in said
     assert "Traceback" not in said
+
+
+def test_an_external_source_leaves_what_was_learnt_as_it_is(tmp_path):
+    """Photographs that finished graders only look at are outside the identity of ensembles, generators and trials."""
+    run = make_run(tmp_path / "out", RECIPE)
+    before, whole = ingest.fingerprint_of(run), ingest.fingerprint_of(run, external=True)
+    for dataset, role in (("Tours", "external"), ("Lyon", "prior")):
+        key = source_record.shard_key("real", dataset, 0)
+        row = real(dataset, role, 7, dataset)
+        shards.commit(run, key, pa.Table.from_pylist([row], schema.REAL), schema.REAL, key)
+        source = source_record.Source("folder", dataset, role, {"shard_size": 64}, 1, 0, "")
+        source_record.store(run, source_record.Record(source, []))
+        assert (ingest.fingerprint_of(run) == before) == (role == "external")
+        assert ingest.fingerprint_of(run, external=True) != whole
