@@ -536,6 +536,7 @@ def test_pictures_are_thumbnails_where_fetched_and_whole_where_not(tmp_path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_anywhere_the_same_command_gives_the_same_table(tmp_path) -> None:
     tree = few(tmp_path / "mine", per_grade=60)
     argv = ["ingest", "folder", str(tree), "--recipe", "ddr_sd15", "--fold", "None", "--px", "96", "--shard-size", "8"]
