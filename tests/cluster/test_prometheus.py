@@ -57,7 +57,8 @@ def ray_settings(temp, running):
     found["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s"}
     (scrape,) = found["scrape_configs"]
     for listed in scrape["file_sd_configs"]:
-        assert listed["files"] == [str(temp / "prom_metrics_service_discovery.json")]
+        (path,) = map(Path, listed["files"])
+        assert path.resolve() == (temp / "prom_metrics_service_discovery.json").resolve()
         listed["refresh_interval"] = "1s"
     return found
 
