@@ -46,6 +46,9 @@ def test_a_tree_is_planned_resumed_verified_selected_and_reported(tmp_path):
 
 READING = """
 import sys
+import time
+
+import pytest
 import psutil
 from raydr.bench import trees
 from raydr.storage import Run
