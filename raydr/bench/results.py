@@ -230,7 +230,7 @@ def markdown(result: Result) -> str:
         ]
     for curve in SIZES:
         if result.scaling.get(curve):
-            text += ["", *_curve(curve, result.scaling[curve])]
+            text += [*([""] if text[-1] else []), *_curve(curve, result.scaling[curve])]
     notes = [f"- {pair.name}: {pair.note}" for pair in result.pairs if pair.note]
     return "\n".join([*text, *(["", *notes] if notes else [])]) + "\n"
 

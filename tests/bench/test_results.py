@@ -119,4 +119,5 @@ def test_markdown_shows_curves_with_one_column_a_size():
     result = results.Result(MACHINE)
     result.scaling["tree"] = [{"rows": 64_000, "plan_seconds": 0.25}, {"rows": 10_000_000, "plan_seconds": 31.5}]
     text = results.markdown(result)
+    assert "\n\n\n" not in text
     assert "| rows | 64,000 | 10,000,000 |\n|---|---|---|\n| plan_seconds | 0.25 | 31.5 |" in text
