@@ -40,6 +40,7 @@ for shard in range(count):
         "sample_id": [f"g/g1/{shard * 4 + row}" for row in range(4)],
         "ensemble_id": ["e1"] * 4,
         "probabilities": [[[0.2] * 5]] * 4,
+        "disagreement": [0.0] * 4,
         "score": [offset + shard + row / 8 for row in range(4)],
     })
     print(shards.commit(run, f"scores/e1/g1-{shard:06d}.parquet", table, SCORES, "0123456789abcdef").sha256)
