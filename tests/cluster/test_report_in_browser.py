@@ -20,6 +20,12 @@ def test_the_band_the_table_and_a_sample(finished_run):
     results = json.loads((finished_run / "report" / "results.json").read_text())
     groups, recipe = results["scores"]["groups"], recipes.named("debug")
     assert sum(group["made"] for group in groups) == 4 * 8
+    # Images of so short a training are not all a fundus: no band counts those.
+    usable = {
+        (entry["kind"], int(grade)): entry["made"] - entry["unusable"]
+        for grades in results["acceptance"].values()
+        for grade, entry in grades.items()
+    }
 
     async def steps(tab):
         async def press(selector, key, code):
@@ -35,11 +41,11 @@ def test_the_band_the_table_and_a_sample(finished_run):
         assert await counts() == [group["at_or_below"][high] - group["below"][low] for group in groups]
         await press("#band-low", "Home", 36)
         await press("#band-high", "End", 35)
-        assert await counts() == [group["made"] for group in groups]
+        assert await counts() == [usable[group["kind"], group["grade"]] for group in groups]
         for _ in range(50):
             await press("#band-low", "ArrowRight", 39)
         assert await tab.evaluate('document.querySelector("#band-output").textContent') == "0.50 – 1.00"
-        assert await counts() == [group["made"] - group["below"][50] for group in groups]
+        assert await counts() == [group["at_or_below"][100] - group["below"][50] for group in groups]
         await press("#band-low", "Home", 36)
 
         # Every arm with the number that the stored predictions give; sorted both ways.
