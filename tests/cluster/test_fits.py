@@ -10,7 +10,7 @@ from raydr.errors import UserError
 from raydr.lineage import Generator
 from raydr.shapes import Shape, named
 
-TODO = [
+WANTED = [
     Generator(f"{kind}-g{grade}", kind, (grade,), 1, f"plain-g{grade}")
     for kind in ("plain", "ecc", "ecc_w0")
     for grade in (0, 1, 2, 3, 4)
@@ -23,10 +23,10 @@ def ids(parts):
 
 def test_what_branches_from_one_plain_run_stays_in_its_fit():
     for count in (1, 2, 3, 5, 9):
-        parts = apart(TODO, count)
+        parts = apart(WANTED, count)
         assert len(parts) == min(count, 5)
         assert sorted(name for part in ids(parts) for name in part) == sorted(
-            generator.generator_id for generator in TODO
+            generator.generator_id for generator in WANTED
         )
         for part in parts:
             homes = {generator.branch_id for generator in part}
@@ -36,7 +36,7 @@ def test_what_branches_from_one_plain_run_stays_in_its_fit():
 
 
 def test_fits_are_of_about_equal_length():
-    left = [generator for generator in TODO if generator.generator_id not in ("plain-g0", "ecc-g0", "plain-g1")]
+    left = [generator for generator in WANTED if generator.generator_id not in ("plain-g0", "ecc-g0", "plain-g1")]
     assert sorted(len(part) for part in apart(left, 2)) == [6, 6]
 
 
