@@ -10,6 +10,7 @@ import re
 import subprocess
 import time
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -148,8 +149,12 @@ def amazon(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the key it makes to ~/.ssh
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    from ray.autoscaler._private.aws import config, utils
+    from ray.autoscaler._private.aws import config, node_provider, utils
+
+    # Only these wait in vain for Amazon: with `time.sleep` itself gone, threads of other tests would spin.
+    for module in (config, node_provider, utils):
+        if hasattr(module, "time"):
+            monkeypatch.setattr(module, "time", types.SimpleNamespace(time=time.time, sleep=lambda seconds: None))
 
     caches = [value for module in (config, utils) for value in vars(module).values() if hasattr(value, "cache_clear")]
     with moto.mock_aws():
