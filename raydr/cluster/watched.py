@@ -27,7 +27,6 @@ class Watchdog:
     def __init__(self, seconds: float, on_hang: Callable[[str, str], None]) -> None:
         self._seconds, self._on_hang = seconds, on_hang
         self._last: float | None = None
-        self._closed = threading.Event()
         threading.Thread(target=self._look, name="raydr-watchdog", daemon=True).start()
 
     def beat(self) -> None:
@@ -44,12 +43,9 @@ class Watchdog:
             self._last = None
             faulthandler.cancel_dump_traceback_later()
 
-    def close(self) -> None:
-        """Look no more. An actor never asks for it: its process ends with it."""
-        self._closed.set()
-
     def _look(self) -> None:
-        while not self._closed.wait(min(1.0, self._seconds / 4)):
+        while True:
+            time.sleep(min(1.0, self._seconds / 4))
             last = self._last
             if last is not None and time.monotonic() - last > self._seconds:
                 self._on_hang("hung", f"no step was finished for {self._seconds:g} s")

@@ -35,11 +35,15 @@ def test_every_case_gives_a_rate_and_its_share_of_the_peak(base):
     from raydr.diffusion.sampler import PromptCache, decode, sample_latents
 
     prompts = PromptCache(base)
-    whole = flops.count(lambda: decode(base, sample_latents(base, prompts, "an image", [0, 1], sampler, 64), 2))
+
+    def once():
+        return decode(base, sample_latents(base, prompts, "an image", [0, 1], sampler, 64), 2)
+
+    once()  # embeds the prompts: no part of an image's work, and .06 % more, enough to round an MFU the other way
+    whole = flops.count(once)
     assert whole > 1e9
-    each, share = result.values["generation, eager"]["note"].removesuffix("%").split(" TFLOP each, MFU ")
-    assert float(each) == pytest.approx(whole / 2 / 1e12, rel=1e-2)  # three digits are printed
-    assert float(share) == pytest.approx(whole / 2 * per_second / 1e12 * 100, abs=0.1)
+    note = result.values["generation, eager"]["note"]
+    assert note == f"{whole / 2 / 1e12:.3g} TFLOP each, MFU {whole / 2 * per_second / 1e12:.1%}"
 
     gpu.scoring(result, [Grader(backbone="test_resnet", px=32)] * 2, 32, 4, "cpu", 1e12)
     config = Finetune(grades=(3,), kinds=("plain",), batch_pairs=1)

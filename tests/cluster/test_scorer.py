@@ -25,20 +25,10 @@ class Context:
 def run(tmp_path, monkeypatch):
     """A run with members, photographs and the plain base as a generator."""
     monkeypatch.setattr(watched.ray, "get_runtime_context", lambda: Context())
-    watchdogs = []
-
-    class Watchdog(watched.Watchdog):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            watchdogs.append(self)
-
-    monkeypatch.setattr(watched, "Watchdog", Watchdog)
     threads = torch.get_num_threads()
     made = make_run(tmp_path / "out", small_recipe())
     assert cli.main(["finetune", "import", str(PHANTOM_BASE), "--out", made.url, "--grade", str(GRADE)]) == 0
     yield made
-    for watchdog in watchdogs:
-        watchdog.close()  # in an actor its thread ends with the process; here it would outlive the test
     torch.set_num_threads(threads)
 
 
