@@ -260,10 +260,14 @@ def _options(url: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _connect(url: str, pid: int) -> Folder | Bucket:
+def _connect(url: str, pid: int, endpoint: str) -> Folder | Bucket:
     return Bucket(url) if "://" in url else Folder(Path(url))
 
 
 def connect(url: str) -> Folder | Bucket:
-    """The backend of `url`, one a process: a forked child must not share its parent's connections."""
-    return _connect(url, os.getpid())
+    """The backend of `url`, one a process and server.
+
+    A forked child must not share its parent's connections, and a client stays with the server that the environment
+    named when it was made.
+    """
+    return _connect(url, os.getpid(), s3_endpoint())

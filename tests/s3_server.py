@@ -35,7 +35,9 @@ def serve(bucket: str = "bucket") -> Iterator[str]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             use_server(patch, address)
-            urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
+            # moto's objects live as long as the process: without this a bucket of that name keeps an earlier server's.
+            for method, path in (("POST", "moto-api/reset"), ("PUT", bucket)):
+                urllib.request.urlopen(urllib.request.Request(f"{address}/{path}", method=method)).close()
             yield address
     finally:
         server.shutdown()

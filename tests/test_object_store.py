@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pytest
 from s3_server import serve, use_server
 
-from raydr import backends, locks, shards
+from raydr import locks, shards
 from raydr.errors import DamagedData, MissingInput, UserError
 from raydr.schema import SCORES
 from raydr.storage import Run
@@ -340,7 +340,6 @@ def test_refused_credentials_are_one_sentence_without_them(
     body = "<Error><Code>SignatureDoesNotMatch</Code><AWSAccessKeyId>AKIAKEYFORTESTS</AWSAccessKeyId></Error>"
     with answering(status, body) as address:
         use_server(monkeypatch, address)
-        backends._connect.cache_clear()
         run = Run(f"s3://bucket/refused{status}")
         for call in (lambda: run.create("a", b"x"), lambda: run.read("a"), lambda: run.list()):
             with pytest.raises(UserError, match=reason) as caught:
@@ -348,8 +347,16 @@ def test_refused_credentials_are_one_sentence_without_them(
             said = str(caught.value) + repr(caught.value.__cause__) + repr(run) + json.dumps(run.url)
             assert "AKIAKEYFORTESTS" not in said
             assert "secretfortests" not in said
-    backends._connect.cache_clear()
     assert b"secretfortests" not in pickle.dumps(run)
+
+
+def test_an_address_follows_the_environment_to_another_server() -> None:
+    run = Run("s3://bucket/moved")
+    for number in range(2):
+        with serve():
+            assert run.list() == []
+            assert run.create(f"{number}", b"x")
+            assert run.read(f"{number}") == b"x"
 
 
 def test_a_credentials_file_is_used(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
