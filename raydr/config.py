@@ -81,7 +81,7 @@ class Finetune:
     validate_every: int = 20
     # fp32, bf16 or fp16 (with dynamic loss scaling) compute of the frozen weights; the adapter is always fp32.
     precision: str = "fp32"
-    # Trades compute for memory; needed for SD 1.5 at batch 3 pairs in 24 GB.
+    # Trades a second forward pass for the memory of the activations: the first thing to try where a batch does not fit.
     gradient_checkpointing: bool = False
     # Minimum signal-to-noise weighting gamma (Hang et al. 2023); 0 = off, as in the paper.
     min_snr: float = 0.0

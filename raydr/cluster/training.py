@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raydr import lineage
-from raydr.cluster import ensemble, latents, session, snapshots, staging, telemetry
+from raydr.cluster import device, ensemble, latents, session, snapshots, staging, telemetry
 from raydr.cluster.board import Board
 from raydr.cluster.ranks import TorchRanks
 from raydr.config import Recipe
@@ -52,8 +52,6 @@ def _leave(settings: dict[str, Any], error: UserError) -> None:
 
 
 def _train(settings: dict[str, Any]) -> None:
-    import torch
-
     from raydr.diffusion.model import load_base
 
     recipe, target = settings["recipe"], Run(settings["url"])
@@ -64,16 +62,15 @@ def _train(settings: dict[str, Any]) -> None:
         f"ranks:{settings['name']}": ranks.world_size,
     }
     session.report_to(settings["meter"], **here)
-    torch.set_num_threads(settings["num_threads"])
-    device = "cuda" if torch.cuda.is_available() and settings["gpu"] else "cpu"
+    where = device.of_worker(settings["gpu"], settings["num_threads"])
     source, known = staging.local(config.base, config.revision, target), settings["base_fingerprint"]
-    base = load_base(source, config.precision, config.revision, device)
+    base = load_base(source, config.precision, config.revision, where)
     given: dict[str, Any] = {"roles": latents.parts(recipe, target, ranks, known), "judge": None, "probe": None}
     given["embeddings"] = latents.embeddings(recipe, target, known)
     if any(is_ecc(generator.kind) for generator in wanted):
-        given["judge"] = ensemble.load(recipe, target, settings["ensemble_id"], "score", device).probabilities
+        given["judge"] = ensemble.load(recipe, target, settings["ensemble_id"], "score", where).probabilities
     if ranks.rank == 0:
-        given["probe"] = _probe(recipe, target, device)
+        given["probe"] = _probe(recipe, target, where)
     urgent = snapshots.Preemption(settings["preemptible"])
     for generator in wanted:
         if not target.uploaded(f"generators/{generator.generator_id}"):
@@ -187,7 +184,7 @@ def notes(generator_id: str, event: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _probe(recipe: Recipe, target: Run, device: str) -> Any:
+def _probe(recipe: Recipe, target: Run, where: str) -> Any:
     """The memorisation gate as a probe of the grids.
 
     UserError where fewer than two patients' photographs are there to set its threshold.
@@ -195,7 +192,7 @@ def _probe(recipe: Recipe, target: Run, device: str) -> Any:
     from raydr.cluster.generator import gate
 
     known = gate(recipe, target)
-    return lambda images: known.check(images, device)
+    return lambda images: known.check(images, where)
 
 
 def ecc_cost(history: Sequence[Mapping[str, Any]], every: int) -> dict[str, float] | None:

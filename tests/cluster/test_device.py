@@ -1,13 +1,14 @@
 """A worker that asked Ray for a GPU computes on it, or says in a sentence that torch sees none. No Ray."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from raydr import recipes
-from raydr.cluster import device, generator, latents, rescore, watched
+from raydr.cluster import device, generator, latents, rescore, training, watched
 from raydr.errors import UserError
 
 SAID = f"Ray gave a GPU on node {os.uname().nodename}, and torch .* sees none there"
@@ -57,6 +58,21 @@ def test_generators_encoders_and_judges_say_it_where_a_stage_hears_it(monkeypatc
     item = '{"scores": "scores/e/x.parquet", "key": "synthetic/x.parquet"}'
     (said,) = judge({"item": np.array([item])})["answer"]
     assert "sees none there" in said
+
+
+def test_a_rank_of_a_fit_leaves_it_where_the_driver_looks(monkeypatch, tmp_path):
+    sees(monkeypatch, False)
+    left = {}
+    rank = SimpleNamespace(rank=0, world_size=1)
+    monkeypatch.setattr(training, "TorchRanks", lambda: rank)
+    monkeypatch.setattr(training.session, "read", lambda meter: left)
+    monkeypatch.setattr(training.session, "report_to", lambda meter, wait=False, **told: left.update(told))
+    settings = {"recipe": recipes.named("debug"), "url": str(tmp_path), "generators": [], "name": "a fit"}
+    settings |= {"meter": "m", "gpu": True, "num_threads": 1, "base_fingerprint": ""}
+    with pytest.raises(UserError, match=SAID):
+        training.train_loop(settings)
+    assert "sees none there" in str(training.mistake_of(settings))
+    training.train_loop(settings)  # a restart does not repeat it
 
 
 class Context:
