@@ -248,8 +248,13 @@ class Run:
         with contextlib.ExitStack() as stack:
             lost = threading.Event()
             if not force:
-                with self._explained(LOCK) as backend:  # ends here: what the run itself raises stays as it is
-                    stack.enter_context(hold(backend, self.url, purpose, lost))
+                try:
+                    with self._explained(LOCK) as backend:  # ends here: what the run itself raises stays as it is
+                        stack.enter_context(hold(backend, self.url, purpose, lost))
+                except MissingInput:  # as below /proc: the system knows no such folder, and makes none
+                    raise UserError(
+                        f"cannot write in {self.url}: no folder can be made there; choose another --out"
+                    ) from None
             yield lost
 
     @contextlib.contextmanager

@@ -247,6 +247,15 @@ def test_a_killed_driver_of_this_host_frees_its_lock_at_once(run: Run) -> None:
         assert run.read_json("_lock")["pid"] == os.getpid()
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux alone has /proc")
+def test_a_folder_that_no_one_can_make_is_named():
+    with (
+        pytest.raises(UserError, match="cannot write in /proc/here: no folder can be made there"),
+        Run("/proc/here").lock("x"),
+    ):
+        pass
+
+
 @pytest.mark.usefixtures("fast")
 def test_the_heartbeat_keeps_a_lock_beyond_its_expiry(run: Run) -> None:
     with run.lock("long") as lost:

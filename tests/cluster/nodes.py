@@ -61,6 +61,11 @@ for line in sys.stdin:
     if verb == "add":
         nodes.append(cluster.add_node(**sizes(cpus)))
         print(nodes[-1].node_id, flush=True)
+    elif verb == "end":
+        victim = next(node for node in nodes if node.node_id.startswith(rest[0]))
+        nodes.remove(victim)
+        cluster.remove_node(victim, allow_graceful=False)
+        print(victim.node_id, flush=True)
     elif verb == "kill":
         title, seconds, end = rest[0], float(rest[1]), time.time() + float(rest[2])
         victim = None
@@ -122,6 +127,10 @@ class Nodes:
         answer = self._ask(f"kill {title} {seconds} {patience}")
         assert not answer.startswith(("none", "idle")), f"no {title} was running: {answer}"
         return answer
+
+    def end(self, node: str) -> None:
+        """End the node whose id begins with `node`, at once."""
+        self._ask(f"end {node}")
 
     def raydr(self, arguments: list[str], seconds: float = 280) -> subprocess.CompletedProcess:
         return subprocess.run(
