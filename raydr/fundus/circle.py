@@ -41,7 +41,8 @@ def reduced(pixels: np.ndarray) -> tuple[np.ndarray, int]:
     factor = -(-max(pixels.shape[:2]) // ANALYSIS_PX)
     small = Image.fromarray(pixels)
     small = small.reduce(factor) if factor > 1 else small
-    return np.asarray(small).max(axis=2).astype(np.float32), factor
+    red, green, blue = np.moveaxis(np.asarray(small), 2, 0)
+    return np.maximum(np.maximum(red, green), blue).astype(np.float32), factor
 
 
 def lit_mask(light: np.ndarray) -> tuple[np.ndarray, float] | None:
@@ -71,15 +72,18 @@ def rim(mask: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     y0, x0 = ndimage.center_of_mass(mask)
     angle = np.linspace(0, 2 * np.pi, NUM_RAYS, endpoint=False)
-    radius = np.arange(0, np.hypot(height, width), 0.5)
-    x = x0 + np.outer(np.cos(angle), radius)
-    y = y0 + np.outer(np.sin(angle), radius)
-    columns, rows = np.rint(x).astype(int), np.rint(y).astype(int)
-    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    lit = np.zeros(inside.shape, bool)
-    lit[inside] = mask[rows[inside], columns[inside]]
-    last = lit.shape[1] - 1 - lit[:, ::-1].argmax(axis=1)
-    points = np.column_stack([x[np.arange(NUM_RAYS), last], y[np.arange(NUM_RAYS), last]])
+    # From the farthest corner inwards, half a pixel a step; single precision holds a pixel's thousandth.
+    farthest = np.hypot(max(x0, width - x0), max(y0, height - y0))
+    radius = np.arange(0, farthest, 0.5, dtype=np.float32)[::-1]
+    x = np.float32(x0) + np.outer(np.cos(angle).astype(np.float32), radius)
+    y = np.float32(y0) + np.outer(np.sin(angle).astype(np.float32), radius)
+    # Outside lies a frame of dark, so that no point needs to be asked whether it is inside.
+    dark = np.pad(mask, 1)
+    columns = (x + 1.5).clip(0, width + 1).astype(np.int32)
+    rows = (y + 1.5).clip(0, height + 1).astype(np.int32)
+    lit = dark.ravel()[rows * (width + 2) + columns]
+    last = lit.argmax(axis=1)
+    points = np.column_stack([x[np.arange(NUM_RAYS), last], y[np.arange(NUM_RAYS), last]]).astype(float)
     frame = (points < 2) | (points > np.array([width - 3, height - 3]))
     return points[lit.any(axis=1) & ~frame.any(axis=1)] + 0.5
 
@@ -111,8 +115,10 @@ def fit(points: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray] | Non
     if not len(candidates):
         return None
     tolerance = 0.005 * scale
-    distance = np.hypot(points[:, 0] - candidates[:, :1], points[:, 1] - candidates[:, 1:2])
-    agreeing = (np.abs(distance - candidates[:, 2:]) < tolerance).sum(axis=1)
+    # |distance - radius| < tolerance, in squares: 144,000 roots cost as much as all the rest of a fit.
+    squared = (points[:, 0] - candidates[:, :1]) ** 2 + (points[:, 1] - candidates[:, 1:2]) ** 2
+    inner, outer = (candidates[:, 2:] - tolerance) ** 2, (candidates[:, 2:] + tolerance) ** 2
+    agreeing = np.count_nonzero((squared > inner) & (squared < outer), axis=1)
     x, y, radius = candidates[agreeing.argmax()]
     for _ in range(8):  # Gauss-Newton on the geometric distance, inliers chosen again each time
         offset = points - (x, y)
