@@ -17,12 +17,15 @@ METRICS = {
     "accuracy_at_ddr_priors": "accuracy at DDR priors",
     **{f"recall_{grade}": f"recall, {name}" for grade, name in enumerate(NAMES)},
 }
+# Synthetic images of a training, and what it should have had.
+AMOUNTS = ("added", "wanted")
 
 
 def maps(parts: list[Part]) -> list[dict[str, Any]]:
     """One map per arm that has map trials: bands (rows), ratios (columns), values {metric: rows x columns}.
 
-    Cells without a finished trial are nan. `reference` holds the oversampling arm's validation values.
+    Cells without a finished trial are nan. `reference` holds the oversampling arm's validation values; `added` and
+    `wanted` (mean images a training) tell where a band ran out of images, and fewer were added than the ratio says.
     """
     cells: dict[str, dict[tuple, list[dict[str, float]]]] = {}
     reference: list[dict[str, float]] = []
@@ -48,25 +51,28 @@ def _validation(part: Part, trial: Trial) -> dict[str, float]:
     recall = metrics.recalls(matrix)
     values = {"balanced_accuracy": metrics.balanced_accuracy(matrix)}
     values["accuracy_at_ddr_priors"] = metrics.accuracy_at_priors(recall)
+    added, short = (sum(trial.row[name] or ()) for name in ("num_synthetic", "shortage"))
+    values |= {"added": float(added), "wanted": float(added + short)}
     return values | {f"recall_{grade}": float(recall[grade]) for grade in range(NUM_GRADES)}
 
 
 def _map(arm: str, cells: dict[tuple, list[dict[str, float]]], reference: list[dict[str, float]]) -> dict[str, Any]:
     bands = sorted({key[:2] for key in cells})
     ratios = sorted({key[2] for key in cells})
-    values = {name: np.full((len(bands), len(ratios)), np.nan) for name in METRICS}
+    values = {name: np.full((len(bands), len(ratios)), np.nan) for name in (*METRICS, *AMOUNTS)}
     num_trials = np.zeros((len(bands), len(ratios)), np.int64)
     for (low, high, ratio), found in cells.items():
         place = bands.index((low, high)), ratios.index(ratio)
         num_trials[place] = len(found)
-        for name in METRICS:
+        for name in values:
             values[name][place] = np.mean([value[name] for value in found])
     means = {name: float(np.mean([value[name] for value in reference])) for name in METRICS} if reference else None
     return {
         "arm": arm,
         "bands": bands,
         "ratios": ratios,
-        "values": values,
+        "values": {name: values[name] for name in METRICS},
+        **{name: values[name] for name in AMOUNTS},
         "num_trials": num_trials,
         "reference": means,
     }

@@ -210,6 +210,8 @@ def _write_trials(run, rows, replicate, num_seeds, rng):
         for ratio in RATIOS:
             skill = np.array(SKILLS["band"]) + 0.5 * (low - 0.6) - 0.6 * (ratio - 1) ** 2
             values = {"arm": "band", "purpose": "map", "seed": 0, "band_low": low, "band_high": high, "ratio": ratio}
+            if ratio == max(RATIOS):  # more than there is
+                values |= {"num_synthetic": [0, 24, 0, 6, 0], "shortage": [0, 0, 0, 20, 0]}
             _write_trial(run, values, skill, sets, ("validation",), replicate, rng)
 
 
@@ -237,10 +239,10 @@ def _write_trial(run, values, skill, sets, splits, replicate, rng):
             ).cast(schema.PREDICTIONS)
         )
     row = dict.fromkeys(schema.TRIALS.names)
-    row |= values
     row |= {"trial_id": trial_id, "backbone": "resnet10t", "loss": "ce", "sampler": "balanced", "replicate": replicate}
     row |= {"steps": 200, "num_real": 68, "num_synthetic": [0, 24, 0, 26, 0], "shortage": [0] * 5, "seconds": 14.0}
     row |= {"validation_balanced_accuracy": balanced["validation"], "balanced_accuracy": balanced.get("test")}
+    row |= values
     result = pa.Table.from_pylist([row], schema.TRIALS)
     shards.commit(run, f"trials/results/{trial_id}.parquet", result, schema.TRIALS, "sweep")
     shards.commit(run, f"trials/predictions/{trial_id}.parquet", pa.concat_tables(tables), schema.PREDICTIONS, "sweep")

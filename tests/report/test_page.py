@@ -49,6 +49,11 @@ def visible(html):
     return re.sub(r"\s+", " ", " ".join(Outline(html).text)).replace("\u00a0", " ")
 
 
+def test_a_cell_of_the_map_says_where_its_band_ran_out(rendered):
+    html, _ = rendered
+    assert html.count("30 of 50</span></td>") == 6
+
+
 def test_page_is_well_formed_and_self_contained(rendered):
     outline = Outline(rendered[0])
     assert len(outline.ids) == len(set(outline.ids))

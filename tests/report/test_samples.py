@@ -115,6 +115,8 @@ def test_map_holds_validation_means(parts):
     assert found["values"]["balanced_accuracy"][place] == pytest.approx(np.mean(recall))
     assert found["values"]["recall_3"][place] == pytest.approx(recall[3])
     assert found["num_trials"].tolist() == [[1] * 4] * 6
+    # Where a band ran out the cell says how far it came.
+    assert (found["added"].tolist(), found["wanted"].tolist()) == ([[50, 50, 50, 30]] * 6, [[50] * 4] * 6)
     base = [t for t in parts[0].trials if t.row["arm"] == "oversampling"]
     values = [
         np.mean([(t.verdicts["validation"].predictions == g)[grades == g].mean() for g in range(5)]) for t in base

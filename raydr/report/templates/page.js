@@ -47,7 +47,7 @@
       const low = Math.min(...known), high = Math.max(...known);
       $$("tbody tr", card).forEach((row, i) => $$("td", row).forEach((cell, j) => {
         const value = cells[i][j];
-        cell.textContent = value === null ? "—" : (100 * value).toFixed(1);
+        cell.firstChild.nodeValue = value === null ? "—" : (100 * value).toFixed(1);
         cell.style.setProperty("--v", value === null || high === low ? 0 : (value - low) / (high - low));
       }));
       const reference = $("[data-map-reference]", card);
