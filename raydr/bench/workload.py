@@ -37,7 +37,7 @@ class Sizes:
     """How much of each stage a run of the command measures."""
 
     repeats: int = 5
-    phantom_shards: int = 24  # of 64
+    phantom_shards: int = 96  # of 64, so that the smaller tasks at the end are a tenth of the run
     photographs: tuple[int, int] = (256, 2048)
     synthesis_shards: int = 6  # of SHARD images
     finetune_steps: int = 32

@@ -126,14 +126,17 @@ def plan_phantoms(recipe: Recipe) -> Iterator[dict[str, Any]]:
 def portions(count: int, cpus: int) -> list[int]:
     """How many shards each Ray task takes, in order: large portions first, single shards last.
 
-    A task's turn-around leaves its core idle for about .1 s, a third of what drawing a shard of 64 phantoms takes; the
-    small portions at the end let all cores finish together.
+    A task's turn-around leaves its core idle for .1 to .2 s, half of what drawing a shard of 64 phantoms takes; so each
+    round of tasks, one a CPU, takes three quarters of what is left, and the small ones at the end let cores of unequal
+    speed finish together (factoring, Hummel et al. 1992).
     """
-    sizes = []
+    sizes: list[int] = []
     while count:
-        sizes.append(min(MOST_SHARDS, max(1, count // (2 * cpus))))
-        count -= sizes[-1]
-    return sizes
+        size = min(MOST_SHARDS, max(1, 3 * count // (4 * cpus)))
+        for _ in range(cpus):
+            sizes.append(min(size, count))
+            count -= sizes[-1]
+    return [size for size in sizes if size]
 
 
 def equal_portions(count: int, cpus: int) -> list[int]:

@@ -1,6 +1,5 @@
 """The two passes of a source: files -> staging/ -> real/, each a Ray Data job of one task a shard."""
 
-import dataclasses
 import io
 import socket
 from collections.abc import Iterable, Sequence
@@ -103,7 +102,7 @@ def mend(target: Run, dataset: str) -> None:
 def stage_plans(source: Source, rows: Sequence[Row], numbers: Iterable[int]) -> list[dict[str, Any]]:
     plans: list[dict[str, Any]] = []
     for number in numbers:
-        values = [dataclasses.astuple(row) for row in rows[source.part(number)]]
+        values = [row.values() for row in rows[source.part(number)]]
         identity = fingerprint("staged", source.settings["px"], source.settings["crop"], values)
         plans.append({"key": shard_key("staging", source.dataset, number), "fingerprint": identity, "rows": values})
     return plans

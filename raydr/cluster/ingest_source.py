@@ -166,7 +166,7 @@ def read_and_settle(target: Run, listing: Listing, limit: float) -> Record:
 def begin_listing(target: Run, source: Source, rows: Sequence[Row], rejected: Sequence[Rejected]) -> None:
     """Note what the reader rejected, and drop what an earlier, cut ingest staged of files that have changed since."""
     dataset = source.dataset
-    listing = fingerprint([dataclasses.astuple(row) for row in rows], source.rejected)
+    listing = fingerprint([row.values() for row in rows], source.rejected)
     key = f"{source_record.FOLDER}/{source_record.slug(dataset)}.listing.json"
     if target.exists(key) and target.read_json(key)["listing"] != listing:
         terminal.note(f"{dataset} has changed since its ingest was cut: what changed is read again")

@@ -106,9 +106,7 @@ class Record:
     @property
     def fingerprint(self) -> str:
         """Identity of the source's shards in `real`."""
-        return fingerprint(
-            "source", self.source.identity, [dataclasses.astuple(row) for row in self.rows], self.decided
-        )
+        return fingerprint("source", self.source.identity, [row.values() for row in self.rows], self.decided)
 
 
 def slug(dataset: str) -> str:

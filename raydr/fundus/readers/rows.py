@@ -9,7 +9,8 @@ dropped in silence.
 import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 from raydr.fundus.readers.text import grade_of
 
@@ -48,6 +49,13 @@ class Row:
     gradable: bool
     stratum: str | None  # acquisition source inside the data set, for reporting only
     num_bytes: int | None = None  # size of the file; filled by `registry.read_source`
+
+    def values(self) -> tuple:
+        """The fields in order. `dataclasses.astuple` copies deeply, at 7 us a row against .2."""
+        return _VALUES(self)
+
+
+_VALUES = attrgetter(*(field.name for field in fields(Row)))
 
 
 @dataclass(frozen=True)
