@@ -133,6 +133,18 @@ def pending(keys: Iterable[str], fingerprint: str, done: dict[str, Commit]) -> l
     return left
 
 
+def standing(run: Run, key: str, fingerprint: str) -> Commit | None:
+    """The commit of `key` if there is one: Ray runs a call again from its first shard when its worker was lost.
+
+    Raises IdentityMismatch where another configuration made it.
+    """
+    if not run.exists(record_key(key)):
+        return None
+    record = parse(run, key, run.read(record_key(key)))
+    pending([key], fingerprint, {key: record})
+    return record
+
+
 def dataset(run: Run, prefix: str, table_schema: pa.Schema, required: bool = True) -> ds.FileSystemDataset:
     """The committed shards below `prefix` as a pyarrow data set (nothing is read yet but the records).
 

@@ -44,7 +44,7 @@ class Sizes:
     trials: int = 6
     trial_steps: int = 80
     score_batches: int = 6
-    score_shards: int = 32  # of 64 images
+    score_shards: int = 128  # of 64 images
     peer_batches: int = 2
     ensemble_steps: int = 120
     jpegs: int = 4

@@ -26,7 +26,6 @@ from raydr.fundus.phash import phash
 from raydr.grades import NUM_GRADES
 from raydr.identity import rng_of, sha256
 from raydr.images import encode
-from raydr.ledger import parse
 from raydr.storage import Run
 
 # Shards of one Ray task at most: what a lost worker or a cluster that grows has to wait for.
@@ -57,19 +56,10 @@ def shard_task(
     return {"answer": [json.dumps(answer) for answer in answers]}
 
 
-def standing(run: Run, key: str, fingerprint: str) -> shards.Commit | None:
-    """The commit of `key` if there is one: Ray runs a task again from its first shard when its worker was lost."""
-    if not run.exists(shards.record_key(key)):
-        return None
-    record = parse(run, key, run.read(shards.record_key(key)))
-    shards.pending([key], fingerprint, {key: record})  # refuses another configuration's
-    return record
-
-
 def render_shard(plan: dict[str, Any], url: str, recipe: Recipe) -> dict[str, Any]:
     """Render, encode and commit one shard of phantoms; returns how many photographs are done."""
     fingerprint = lineage.phantom_fingerprint(recipe, plan["set"])
-    done = standing(Run(url), plan["key"], fingerprint)
+    done = shards.standing(Run(url), plan["key"], fingerprint)
     if done:
         return {"done": done.rows}
     part = recipe.ingest.phantoms[plan["set"]]

@@ -28,7 +28,7 @@ def stage_shard(plan: dict[str, Any], url: str, base: str, px: int, crop: str) -
     """Prepare and commit one shard of staging/; returns how many photographs it holds and how many were unusable."""
     run, rows = Run(url), [Row(*values) for values in plan["rows"]]
     dataset = rows[0].dataset
-    done = ingest.standing(run, plan["key"], plan["fingerprint"])
+    done = shards.standing(run, plan["key"], plan["fingerprint"])
     if done:
         return {"done": len(rows), "unusable": len(rows) - done.rows}
     starts = shards.record_start(run, plan["key"], socket.gethostname())
@@ -47,7 +47,7 @@ def publish_shard(plan: dict[str, Any], url: str, identity: str) -> dict[str, An
     plan["rows"] = {image id: [file's SHA-256, split, fold]} of the photographs that stay.
     """
     run = Run(url)
-    done = ingest.standing(run, plan["key"], identity)
+    done = shards.standing(run, plan["key"], identity)
     if done:
         drop(run, plan["staged"])
         return {"done": plan["listed"], "rows": done.rows}

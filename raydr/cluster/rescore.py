@@ -26,12 +26,14 @@ from raydr.storage import Run
 
 # Starts of a shard in one session after which it is left out: its images end the process that judges them.
 MAX_STARTS = 3
+# Shards of one call at most: what is judged again where a worker is lost is only the shard it was at.
+MOST_SHARDS = 8
 
 # -- on the nodes ---------------------------------------------------------------------------------
 
 
 class Rescore:
-    """Actor that judges a shard a call; `prefixes` are the members' folders inside the run."""
+    """Actor that judges the shards of a call one by one; `prefixes` are the members' folders inside the run."""
 
     def __init__(self, url: str, ensemble_id: str, prefixes: tuple[str, ...], name: str, gpu: bool, threads: int):
         self._run, self._name, self._ensemble_id = Run(url), name, ensemble_id
@@ -39,18 +41,23 @@ class Rescore:
         self._loaded: Any = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        return {"answer": [json.dumps(self._judge(json.loads(item))) for item in batch["item"]]}
+
+    def _judge(self, item: dict[str, Any]) -> dict[str, Any]:
         from raydr.grading import rescoring
 
-        item = json.loads(batch["item"][0])
         try:
+            done = shards.standing(self._run, item["scores"], item["fingerprint"])
+            if done:  # the call died at a later shard
+                return {"rows": done.rows}
             if self._starts(item["scores"]) > MAX_STARTS:
                 detail = f"the process that judged it ended {MAX_STARTS} times"
                 shards.quarantine(self._run, "scores", item["scores"], "crashed", detail)
-                return {"answer": [json.dumps({"lost": item["key"]})]}
+                return {"lost": item["key"]}
             record = rescoring.score_shard(self._run, self._judges(), self._ensemble_id, item)
         except UserError as error:  # Ray would wrap it in an error of its own and try again for ever
-            return {"answer": [json.dumps({"refused": str(error)})]}
-        return {"answer": [json.dumps({"rows": record.rows})]}
+            return {"refused": str(error)}
+        return {"rows": record.rows}
 
     def _judges(self) -> Any:
         """The members, loaded by the first call: of what a constructor raises Ray keeps no sentence."""
@@ -136,12 +143,18 @@ def refuse_leaks(run: Run, members: Sequence[Any], fold: int | None, paper_mode:
             check_leakage(meta, hidden, part)
 
 
+def each_call(num_shards: int, actors: int) -> int:
+    """Shards of one call: a call costs Ray some 20 ms of CPU, a third of small graders' work on 64 small images."""
+    return max(1, min(MOST_SHARDS, num_shards // (8 * actors)))
+
+
 def _stream(
     target: Run, shape: Shape, ensemble_id: str, prefixes: tuple[str, ...], todo: list[dict[str, Any]]
 ) -> list[str]:
     """Judge the shards side by side; the keys of those that ended their process too often."""
     size = min(shape.generators, len(todo))
-    source = ray.data.from_items([{"item": json.dumps(item)} for item in todo], override_num_blocks=len(todo))
+    calls = -(-len(todo) // each_call(len(todo), size))
+    source = ray.data.from_items([{"item": json.dumps(item)} for item in todo], override_num_blocks=calls)
     answers = source.map_batches(
         Rescore,
         fn_constructor_kwargs={
@@ -153,7 +166,7 @@ def _stream(
             # Not by the shards that are left: other threads sum in another order, and a repeated shard would differ.
             "threads": max(1, session.cpus() // shape.generators),
         },
-        batch_size=1,
+        batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
         num_cpus=shape.generator_cpus,
         num_gpus=shape.generator_gpus or None,

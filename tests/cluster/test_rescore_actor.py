@@ -43,6 +43,28 @@ def test_a_call_commits_a_shard_and_a_repeated_one_adopts_it(work):
     assert shards.read(run, "scores", schema.SCORES).num_rows == 6
 
 
+def test_a_call_that_is_repeated_judges_only_what_it_had_not_come_to(work, monkeypatch):
+    """Ray runs a call again whole when its worker was lost; a shard that cannot be judged leaves the others alone."""
+    run, judges, (item,) = work
+    other = item | {"scores": "scores/other.parquet", "sha256": "0" * 64}
+    answers = [
+        json.loads(each)
+        for each in actor(run, judges)({"item": np.array([json.dumps(other), json.dumps(item)])})["answer"]
+    ]
+    assert "raydr repair" in answers[0]["refused"]
+    assert answers[1] == {"rows": 6}
+    monkeypatch.setattr(rescoring, "score_shard", None)  # what is committed is not judged again
+    assert call(actor(run, judges), item) == {"rows": 6}
+    assert len(shards.starts(run, "scores")[item["scores"]]) == 1
+
+
+@pytest.mark.parametrize(("num_shards", "actors", "most"), [(1, 2, 1), (15, 2, 1), (128, 2, 8), (10_000, 64, 8)])
+def test_calls_are_small_beside_what_an_actor_does(num_shards, actors, most):
+    each = rescore.each_call(num_shards, actors)
+    assert each == most
+    assert num_shards / each >= 8 * actors or each == 1
+
+
 def test_a_user_s_mistake_comes_back_as_its_sentence(work):
     run, judges, (item,) = work
     answer = call(actor(run, judges), item | {"sha256": "0" * 64})
