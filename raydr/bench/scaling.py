@@ -8,6 +8,7 @@ An actor takes about 93 MB, so the curve ends at 64 of them. What lies beyond is
 CPU-seconds against shards says how many shards a second one driver can pass on, and so how many GPUs it can feed.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 from raydr import terminal
 from raydr.bench import trees, workload
-from raydr.bench.fits import fit, steady, waves
+from raydr.bench.fits import fit
 from raydr.bench.meter import recording
 from raydr.bench.results import Result
 from raydr.bench.trees import GENERATOR, GRADE, SHARD, SIDE
@@ -32,6 +33,9 @@ from raydr.shapes import Shape
 from raydr.storage import Run
 
 SLEEP_SECONDS = 2.0
+MAKERS = "makers"
+# Of a quarter each.
+SINK_CPUS = 2
 # Images a second of one H100 at SD 1.5's shapes: the goal of 30 guided steps in batches of 16, not a measurement.
 ASSUMED_RATE = 7.0
 GPUS = (1, 8, 64)
@@ -67,14 +71,25 @@ def discs(seed: int, count: int) -> np.ndarray:
 
 
 class Sleeping:
-    """A maker (see cluster.generator) that makes discs and takes `seconds` a shard."""
+    """A maker (see cluster.generator) that makes discs and takes `seconds` a shard.
+
+    The first shards wait until `of` makers are there: 32 of them import for a minute on two cores, and what the first
+    ones do meanwhile is no pool's rate. `folder` is where they count each other.
+    """
 
     threshold = 0.0
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, folder: str = "", of: int = 0) -> None:
+        self._seconds, self._folder, self._of = seconds, Path(folder), of
 
     def rows(self, lease: dict[str, Any], indices: Sequence[int], beat: Any) -> pa.Table:
+        if self._of:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / str(os.getpid())).touch()
+            while len(os.listdir(self._folder)) < self._of:
+                beat()
+                time.sleep(0.1)
+            self._of = 0
         time.sleep(self._seconds)
         count = len(indices)
         pixels = discs(indices[0], count)
@@ -100,8 +115,11 @@ def recipe() -> Recipe:
 
 def stream(target: Run, actors: int, wanted: Target, seconds: float) -> None:
     """Synthesis itself, with a model that sleeps."""
-    work = synthesize.Work(recipe(), target, [wanted], "e-none", Sleeping, {"seconds": seconds})
-    synthesize.drive(work, Shape(generators=actors, generator_cpus=0.5))
+    assert target.local is not None
+    how = {"seconds": seconds, "folder": str(target.local / MAKERS), "of": actors}
+    work = synthesize.Work(recipe(), target, [wanted], "e-none", Sleeping, how)
+    # What the actors leave is for sinks: with more, Ray starts a process for each of a hundred, on two cores at once.
+    synthesize.drive(work, Shape(generators=actors, generator_cpus=(session.cpus() - SINK_CPUS) / actors))
 
 
 def run(folder: Path, result: Result, sizes: Sizes) -> None:
@@ -148,6 +166,12 @@ def reach(result: Result, rows: Sequence[dict[str, Any]]) -> None:
         result.add(f"images a day on {gpus} H100", rate * 86_400, "images", rests)
 
 
+def all_there(target: Run) -> float:
+    """When the last of the makers came, in seconds since 1970."""
+    assert target.local is not None
+    return max(file.stat().st_mtime for file in (target.local / MAKERS).iterdir())
+
+
 def against_actors(folder: Path, actors: int, shards_each: int) -> dict[str, Any]:
     target = Run(str(folder / f"actors-{actors}"))
     count = actors * shards_each
@@ -157,13 +181,15 @@ def against_actors(folder: Path, actors: int, shards_each: int) -> dict[str, Any
         cpu = time.process_time() - cpu
     cpu -= record.watching
     points = workload.committed(target, "synthetic", record.started)
-    kept = steady(waves(points, actors))
+    # From the moment at which the last maker was there to the last commit: the first shards' commits come late, since
+    # sinks start with them, and a line through all commits takes their catching up for speed.
+    kept = [(0.0, all_there(target) - record.started), points[-1]]
     line, work = fit(kept), fit(record.cpu_points(kept))
     row = {
         "actors": actors,
         "images_per_second": 1 / line.each,
         "efficiency": SLEEP_SECONDS / (line.each * SHARD * actors),
-        "startup_seconds": points[0][1] - SLEEP_SECONDS,
+        "startup_seconds": kept[0][1],
         "shards": count,
         "driver_cpu_seconds": cpu,
         "cpu_seconds_an_image": work.each,

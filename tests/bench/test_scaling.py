@@ -29,6 +29,19 @@ def test_a_sleeping_maker_gives_rows_that_the_sink_takes():
     assert table.equals(scaling.Sleeping(0).rows({}, range(64, 128), lambda: None))
 
 
+def test_the_first_shards_wait_until_all_makers_are_there(tmp_path):
+    beats = []
+
+    def beat():
+        beats.append(len(beats))
+        (tmp_path / "another").touch()
+
+    maker = scaling.Sleeping(0, str(tmp_path), 2)
+    assert maker.rows({}, range(64), beat).num_rows == 64
+    assert len(beats) == 1
+    maker.rows({}, range(64), lambda: pytest.fail("it waits once"))
+
+
 def test_a_tree_is_planned_resumed_verified_selected_and_reported(tmp_path):
     # 192 rows are the sink's own shards, the rest of 1,280 repeats 16 of them under other keys.
     found = list(trees.measure(tmp_path, (192, 1280)))
