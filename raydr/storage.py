@@ -99,12 +99,12 @@ class Run:
 
         `sync=False` skips the fsync (the file may be lost in a power cut, never in a crash of ours).
         """
-        with self._explained(key) as backend:
+        with self._explained(key, made=True) as backend:
             return backend.put(check_key(key), data, create=True, sync=sync)
 
     def replace(self, key: str, data: bytes | Path) -> None:
         """Write `key`, whatever was there; readers see the old bytes or the new ones."""
-        with self._explained(key) as backend:
+        with self._explained(key, made=True) as backend:
             backend.put(check_key(key), data, create=False)
 
     def read(self, key: str) -> bytes:
@@ -248,21 +248,21 @@ class Run:
         with contextlib.ExitStack() as stack:
             lost = threading.Event()
             if not force:
-                try:
-                    with self._explained(LOCK) as backend:  # ends here: what the run itself raises stays as it is
-                        stack.enter_context(hold(backend, self.url, purpose, lost))
-                except MissingInput:  # as below /proc: the system knows no such folder, and makes none
-                    raise UserError(
-                        f"cannot write in {self.url}: no folder can be made there; choose another --out"
-                    ) from None
+                with self._explained(
+                    LOCK, made=True
+                ) as backend:  # ends here: what the run itself raises stays as it is
+                    stack.enter_context(hold(backend, self.url, purpose, lost))
             yield lost
 
     @contextlib.contextmanager
-    def _explained(self, key: str) -> Iterator[Folder | Bucket]:
-        """The backend; what a user can mend becomes one sentence."""
+    def _explained(self, key: str, made: bool = False) -> Iterator[Folder | Bucket]:
+        """The backend; what a user can mend becomes one sentence. `made`: `key` is written, so it need not be there."""
         try:
             yield connect(self.url)
         except FileNotFoundError:
+            if made:  # as below /proc: the system knows no such folder, and makes none
+                told = f"cannot write {key} in {self.url}: no folder can be made there; choose another --out"
+                raise UserError(told) from None
             raise MissingInput(f"{key} is not in {self.url}: run the stage that makes it, or check --out") from None
         except Exception as error:
             reason = mendable(error)

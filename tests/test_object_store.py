@@ -1,6 +1,7 @@
 """The same promises on a real S3 server: moto's, on loopback."""
 
 import contextlib
+import errno
 import http.server
 import json
 import os
@@ -247,13 +248,18 @@ def test_a_killed_driver_of_this_host_frees_its_lock_at_once(run: Run) -> None:
         assert run.read_json("_lock")["pid"] == os.getpid()
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux alone has /proc")
-def test_a_folder_that_no_one_can_make_is_named():
-    with (
-        pytest.raises(UserError, match="cannot write in /proc/here: no folder can be made there"),
-        Run("/proc/here").lock("x"),
-    ):
-        pass
+def test_a_folder_that_no_one_can_make_is_named(tmp_path, monkeypatch):
+    """Below /proc, for one, even root makes no folder, and the system says ENOENT."""
+    run = Run(tmp_path / "out")
+
+    def refused(*_, **__):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    monkeypatch.setattr(os, "mkdir", refused)
+    for write in (lambda: run.lock("x").__enter__(), lambda: run.create("a/b", b"x"), lambda: run.replace("a/b", b"x")):
+        with pytest.raises(UserError, match=r"cannot write .* no folder can be made there; choose another --out"):
+            write()
 
 
 @pytest.mark.usefixtures("fast")
