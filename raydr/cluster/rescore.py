@@ -47,10 +47,12 @@ class Rescore:
         from raydr.grading import rescoring
 
         try:
-            done = shards.standing(self._run, item["scores"], item["fingerprint"])
-            if done:  # the call died at a later shard
+            starts = self._starts(item["scores"])
+            # Only a second start can find it done, by a call that died at a later shard: a bucket is asked then alone.
+            done = shards.standing(self._run, item["scores"], item["fingerprint"]) if starts > 1 else None
+            if done:
                 return {"rows": done.rows}
-            if self._starts(item["scores"]) > MAX_STARTS:
+            if starts > MAX_STARTS:
                 detail = f"the process that judged it ended {MAX_STARTS} times"
                 shards.quarantine(self._run, "scores", item["scores"], "crashed", detail)
                 return {"lost": item["key"]}
