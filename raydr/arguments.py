@@ -120,6 +120,11 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", metavar="FILE", help="write the figures there, and the tables beside it as FILE.md")
     bench.add_argument("--against", metavar="FILE", help="an earlier --json: say what moved beyond noise")
     bench.add_argument("--quick", action="store_true", help="one small pair a stage: a smoke test, not a measurement")
+    bench.add_argument(
+        "--sd15",
+        action="store_true",
+        help="of synthesize and finetune: Stable Diffusion 1.5's shapes, random weights; a GPU",
+    )
     bench.add_argument("--work", metavar="DIR", help="where to measure (default: a temporary folder, removed)")
     for name, what in (
         ("actors", "sleeping generators (default: 1 2 4 8 16 32 64, 93 MB each)"),

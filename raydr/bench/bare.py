@@ -91,7 +91,9 @@ def synthesize(url: str, recipe: Recipe, threads: int, device: str, share: int =
     """Generate, score, gate, encode, write, one batch after the other: every `of`-th shard, from `share` on."""
     import torch
 
+    from raydr.cluster import session
     from raydr.cluster.generator import gate
+    from raydr.diffusion.compiling import compile_parts
     from raydr.diffusion.leak import SignalLeak
     from raydr.diffusion.lora import Fused
     from raydr.diffusion.model import load_base
@@ -107,6 +109,8 @@ def synthesize(url: str, recipe: Recipe, threads: int, device: str, share: int =
     base = load_base(recipe.finetune.base, precision, recipe.finetune.revision, device)
     for part in (base.unet, base.vae):
         part.to(memory_format=torch.channels_last)
+    if config.sampler.compiled:
+        compile_parts(base, session.node_cache(target) / "inductor")
     prompts, fused = PromptCache(base), Fused(base.unet)
     ensemble_id = ensemble.identity(recipe, target)
     judges = ensemble.load(recipe, target, ensemble_id, "score", device)

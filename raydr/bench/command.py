@@ -5,16 +5,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from raydr import shapes, terminal
-from raydr.bench import finetune, gpu, ingest, memory, plots, results, scaling, score, sweep, synthesize
+from raydr.bench import finetune, gpu, ingest, memory, plots, results, scaling, score, sd15, sweep, synthesize
 from raydr.bench.rig import Rig, machine
 from raydr.bench.workload import FULL, QUICK
 from raydr.cluster import session
+from raydr.diffusion import compiling
 from raydr.errors import UserError
 from raydr.shapes import Shape
 
@@ -33,7 +35,10 @@ def run(options: Any) -> int:
     shape = one_machine(options.shape)
     scales = curves(options)
     before = results.load(options.against) if options.against else None
-    sizes = QUICK if options.quick else FULL
+    small, large = (QUICK, sd15.QUICK) if options.quick else (FULL, sd15.SIZES)
+    sizes = large if options.sd15 else small
+    if options.sd15 and options.what not in sd15.STAGES:
+        raise UserError(f"--sd15 belongs to bench {' and '.join(sd15.STAGES)}, not to bench {options.what}")
     folder = Path(options.work or tempfile.mkdtemp(prefix="raydr-bench-"))
     folder.mkdir(parents=True, exist_ok=True)
     result = results.Result(machine(sizes.repeats))
@@ -47,7 +52,11 @@ def run(options: Any) -> int:
             with session.session(shape):
                 memory.run(folder, result, memory.QUICK_SIZES if options.quick else memory.SIZES)
         else:
-            stages(options, Rig(folder, shape, sizes, result))
+            rig = Rig(folder, shape, sizes, result)
+            if options.sd15:
+                compiling.share_cache(folder / "inductor")  # by workers and bare loops: each compiles the same
+                rig.work = partial(sd15.recipe, base=sd15.write(folder / "sd15"))
+            stages(options, rig)
     finally:
         keep(result, options)  # what is measured survives what ends the command
         if not options.work:

@@ -36,11 +36,12 @@ class Rig:
     shape: Shape
     sizes: Sizes
     result: Result
+    work: Callable[[Sizes], Recipe] = workload.recipe
     prepared: Path | None = None
 
     @property
     def recipe(self) -> Recipe:
-        return workload.recipe(self.sizes)
+        return self.work(self.sizes)
 
     @property
     def device(self) -> str:
@@ -67,7 +68,7 @@ class Rig:
         """The prepared run, made by the stages themselves, which go on where an earlier command on `folder` stopped."""
         if self.prepared is None:
             target = Run(str(self.folder / "prepared"))
-            terminal.note("preparing: photographs, three graders, one generator")
+            terminal.note("preparing: photographs, graders, one generator")
             ingest.run(self.recipe, target)
             ensemble.run(self.recipe, target, self.shape)
             finetune.run(self.recipe, target, self.shape)

@@ -52,6 +52,7 @@ def _leave(settings: dict[str, Any], error: UserError) -> None:
 
 
 def _train(settings: dict[str, Any]) -> None:
+    from raydr.diffusion.compiling import share_cache
     from raydr.diffusion.model import load_base
 
     recipe, target = settings["recipe"], Run(settings["url"])
@@ -65,6 +66,7 @@ def _train(settings: dict[str, Any]) -> None:
     where = device.of_worker(settings["gpu"], settings["num_threads"])
     source, known = staging.local(config.base, config.revision, target), settings["base_fingerprint"]
     base = load_base(source, config.precision, config.revision, where)
+    share_cache(session.node_cache(target) / "inductor")  # read where finetune.compiled is set
     given: dict[str, Any] = {"roles": latents.parts(recipe, target, ranks, known), "judge": None, "probe": None}
     given["embeddings"] = latents.embeddings(recipe, target, known)
     if any(is_ecc(generator.kind) for generator in wanted):

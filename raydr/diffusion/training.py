@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raydr.config import Finetune, Sampler
 from raydr.diffusion import ecc, losses, watch
+from raydr.diffusion.compiling import compile_unet, plain_unet
 from raydr.diffusion.draws import Draws
 from raydr.diffusion.leak import SignalLeak
 from raydr.diffusion.model import PRECISIONS, Base, from_uint8
@@ -65,12 +66,16 @@ class Trainer:
         if self.config.gradient_checkpointing:
             self.base.unet.enable_gradient_checkpointing()
         self.weights = Weights(self.base, self.config, seed_of("lora", self.spec.seed))
+        if self.config.compiled:
+            compile_unet(self.base)
         self.pool = ecc.Pool()
         self.step = 0
         self.losses: list[tuple[int, float]] = []  # (step, validation loss)
         self._trained_seconds = 0.0  # since the last refresh
 
     def close(self) -> None:
+        if self.config.compiled:
+            plain_unet(self.base)
         self.weights.close()
 
     # -- state ---------------------------------------------------------------------------------
@@ -114,7 +119,9 @@ class Trainer:
             event = {"event": "step", "generator_id": self.spec.generator_id, "step": self.step, "steps": config.steps}
             event |= terms | {"step_seconds": seconds}
             if self._looks(self.step):
-                event |= self._look()
+                # Shapes of their own, each a minute to compile, for a few passes.
+                with torch.compiler.set_stance("force_eager"):
+                    event |= self._look()
             self._tensorboard(event)
             self.on_event(event)
             due = config.checkpoint_every and self.step % config.checkpoint_every == 0

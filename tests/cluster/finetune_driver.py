@@ -2,10 +2,10 @@
 
     python finetune_driver.py OUT BASE FAULT STEP[,STEP...] [together|apart]
 
-FAULT: none; rank (SIGKILL of a rank); driver (SIGKILL of this process); node (the node of a rank goes, another comes);
-shrink (a node goes, with nothing in its place: one rank goes on); drain (a node is told that it will be taken, as a
-spot node is, and goes once its ranks have saved themselves); full (the disk fills up); nan (a weight decay under which
-weights grow a hundredfold a step).
+FAULT: none; rank (SIGKILL of a rank); driver (SIGKILL of this process, which ranks outlive by some steps); all (of
+both); node (the node of a rank goes, another comes); shrink (a node goes, with nothing in its place: one rank goes
+on); drain (a node is told that it will be taken, as a spot node is, and goes once its ranks have saved themselves);
+full (the disk fills up); nan (a weight decay under which weights grow a hundredfold a step).
 
 With `together` and `apart` generators of two grades are trained by one rank each, in one fit or two at once.
 
@@ -120,7 +120,9 @@ def hurt(fault, steps, cluster, out, fit):
             print(f"ended before {step}", flush=True)
             return
         before, told = pids(values), values["text"]
-        if fault == "driver":
+        if fault in ("driver", "all"):
+            for pid in before.values() if fault == "all" else ():
+                os.kill(pid, signal.SIGKILL)
             print(f"hurt {step}", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "full":
