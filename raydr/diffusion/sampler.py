@@ -34,10 +34,14 @@ def noise_for(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 
 
 class PromptCache:
-    """Embeddings of the handful of prompts of a run, made once: (tokens, width) each."""
+    """Embeddings of the handful of prompts of a run, made once and kept on the base's device: (tokens, width) each.
+
+    `known` ones may lie anywhere: those of the latent cache are read to the CPU.
+    """
 
     def __init__(self, base: Base, known: Mapping[str, Tensor] | None = None) -> None:
-        self._base, self._known = base, dict[str, Tensor](known or {})
+        self._base = base
+        self._known = {prompt: embedding.to(base.device) for prompt, embedding in (known or {}).items()}
 
     def clear(self) -> None:
         """Forget all: the text encoder has changed."""
