@@ -10,6 +10,8 @@ from raydr.config import Finetune, Grader, Sampler
 from raydr.diffusion.model import load_base
 from raydr.errors import UserError
 
+CACHED, UNCACHED = "LoRA, cached latents, 1 pairs", "LoRA, uncached, 1 pairs"
+
 
 @pytest.fixture(scope="module")
 def base():
@@ -49,9 +51,9 @@ def test_every_case_gives_a_rate_and_its_share_of_the_peak(base):
     config = Finetune(grades=(3,), kinds=("plain",), batch_pairs=1)
     cached = gpu.tuning(result, base, config, 4, 1e12, steps=1)
     uncached = gpu.tuning(result, base, config, 4, 1e12, steps=1, live=True)
-    names = {"generation, eager", "scoring, 2 graders", "LoRA, cached latents", "LoRA, uncached"}
+    names = {"generation, eager", "scoring, 2 graders", CACHED, UNCACHED}
     assert set(result.values) == names
-    work = [float(result.values[name]["note"].split()[0]) for name in ("LoRA, uncached", "LoRA, cached latents")]
+    work = [float(result.values[name]["note"].split()[0]) for name in (UNCACHED, CACHED)]
     encoder = flops.count(lambda: base.vae.encode(torch.zeros(1, 3, 64, 64))) / 1e12
     assert 0.9 * encoder < work[0] - work[1] < 1.5 * encoder  # and the words of the first step
     assert cached > 0 < uncached

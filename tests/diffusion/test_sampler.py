@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +117,14 @@ def test_batch_shape_and_threads_stay_within_the_stated_tolerance(precision):
     assert found[2, 1].float().std() > 10, "a blank image agrees with everything"
     for key in ((1, 1), (1, 2)):
         assert (found[key] - found[2, 1]).abs().max() <= TOLERANCE, key
+
+
+def test_known_embeddings_go_where_the_base_is(base):
+    """Those of the latent cache are read to the CPU; on a GPU every grid and ECC candidate once failed for it."""
+    words = base.embed(["an image"])[0]
+    elsewhere = SimpleNamespace(device=torch.device("meta"), embed=None)
+    assert PromptCache(elsewhere, {"an image": words}).batch(["an image"]).device.type == "meta"
+    assert torch.equal(PromptCache(base, {"an image": words}).batch(["an image"])[0], words)
 
 
 def test_prompts_are_embedded_once(base, monkeypatch):

@@ -65,6 +65,26 @@ def test_fresh_eyes_pass(gate):
     assert np.median(distance) > gate.threshold
 
 
+def test_large_images_are_looked_at_small_and_their_copies_still_flagged():
+    """At 256 px, as at 64: nothing that the gate sees is lost by shrinking, and no pixel beyond MOST is paid for."""
+    names, rng = [f"DDR/{index}" for index in range(40)], np.random.default_rng(2)
+    known, fresh = (
+        np.stack([phantom.render(seed, index, index % 5, 256)[0] for index in range(40)]) for seed in (5, 6)
+    )
+    assert all(view.shape == (40, nearest.MOST, nearest.MOST, 3) for view in nearest.views(known))
+    gate = nearest.fit(known, np.arange(40), names, [None] * 40)
+    for hidden in (lambda x: x, lambda x: x[:, ::-1], lambda x: jpeg(enlarged(x, *rng.integers(0, 12, 2)))):
+        ids, _, flagged = gate.check(np.stack([hidden(pixels) for pixels in known]))
+        assert flagged.all()
+        assert ids == names
+    assert gate.check(fresh)[2].mean() <= 0.1
+
+
+def enlarged(pixels, top, left):
+    """Without 5 % of the side of 256 px, resized back."""
+    return np.asarray(Image.fromarray(pixels[top : top + 244, left : left + 244]).resize((256, 256)))
+
+
 def test_the_same_eye_at_another_grade_is_a_copy_too(gate):
     """The healthy eyes with the few lesions of grade 1: whose eye it is counts, not its grade."""
     healthy = range(0, NUM, 5)
