@@ -75,7 +75,7 @@ def test_a_compiled_training_learns_the_same_and_leaves_a_plain_base(shared):
     """Last bits differ, as kernels do: all weights within a hundredth of what the steps moved them."""
     plain, _ = finished(copy.deepcopy(shared), kind="ecc")
     base = copy.deepcopy(shared)
-    fast, _ = trainer(base, kind="ecc", compiled=True)
+    fast, _ = trainer(base, dataclasses.replace(CONFIG, compiled=True), kind="ecc")
     first = weights(fast)
     assert base.unet._compiled_call_impl is not None
     fast.run()
