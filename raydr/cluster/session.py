@@ -216,9 +216,14 @@ def metered(stage: str, total: float, unit: str) -> Iterator[str]:
         ray.kill(meter)
 
 
-def report_to(meter: str, *, wait: bool = False, **values: Any) -> None:
-    """From a worker: set values on the named meter; nobody waits unless told to."""
-    answer: Any = ray.get_actor(meter, namespace=NAMESPACE).set.remote(**values)
+def meter_of(name: str) -> Any:
+    """The named meter itself: who reports at every step asks the GCS once."""
+    return ray.get_actor(name, namespace=NAMESPACE)
+
+
+def report_to(meter: Any, *, wait: bool = False, **values: Any) -> None:
+    """From a worker: set values on the meter (its name, or what `meter_of` found); nobody waits unless told to."""
+    answer: Any = (meter_of(meter) if isinstance(meter, str) else meter).set.remote(**values)
     if wait:
         ray.get(answer)
 

@@ -97,7 +97,7 @@ def _train_one(
     # To the trainer every control is ECC; what makes it another is in its configuration.
     kind, config = (ECC if is_ecc(generator.kind) else PLAIN), changed(recipe.finetune, generator.kind)
     watched = telemetry.Finetuning(generator.kind, generator.grades)
-    first, meter = settings["first"][generator_id], settings["meter"]
+    first, meter = settings["first"][generator_id], session.meter_of(settings["meter"])
 
     def say(key: str, text: str) -> None:
         told: dict[str, Any] = {f"note:{generator_id}:{key}": text}
