@@ -14,16 +14,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.data._internal.datasource.range_datasource import RangeDatasource
 
 from raydr import lineage, prices, shards, spending
 from raydr.cluster import ensemble, finetune, placement, session, telemetry
 from raydr.cluster.generator import Diffusion, Generate, Judge
 from raydr.cluster.overseer import Overseer
-from raydr.cluster.packing import READER_CPUS, SINK_CPUS
+from raydr.cluster.packing import SINK_CPUS
 from raydr.cluster.quota import Quota, Target
 from raydr.cluster.scorer import Score
 from raydr.cluster.sink import commit_shard
+from raydr.cluster.tickets import tickets
 from raydr.config import Recipe
 from raydr.errors import BudgetExhausted, MissingInput, Stopped, UserError
 from raydr.identity import fingerprint
@@ -225,16 +225,6 @@ def pool(shape: Shape, num_tickets: int) -> ray.data.ActorPoolStrategy:
     return ray.data.ActorPoolStrategy(
         min_size=least, max_size=most, initial_size=least, max_tasks_in_flight_per_actor=2
     )
-
-
-def tickets(count: int) -> ray.data.Dataset:
-    """`count` rows {"id": number}, a block each.
-
-    `ray.data.range` reads with a whole CPU on any node: where a generator of half a CPU sits on every 1-CPU node
-    none is free, and Ray waits for ever.
-    """
-    source = RangeDatasource(n=count, block_format="arrow", column_name="id")
-    return ray.data.read_datasource(source, override_num_blocks=count, num_cpus=READER_CPUS, **placement.options())
 
 
 def _stream(work: Work, shape: Shape, name: str, quota: Any) -> None:
