@@ -37,8 +37,8 @@ def run(options: Any) -> int:
     before = results.load(options.against) if options.against else None
     small, large = (QUICK, sd15.QUICK) if options.quick else (FULL, sd15.SIZES)
     sizes = large if options.sd15 else small
-    if options.sd15 and options.what not in sd15.STAGES:
-        raise UserError(f"--sd15 belongs to bench {' and '.join(sd15.STAGES)}, not to bench {options.what}")
+    if options.sd15:
+        sd15.check(options.what, shape)
     folder = Path(options.work or tempfile.mkdtemp(prefix="raydr-bench-"))
     folder.mkdir(parents=True, exist_ok=True)
     result = results.Result(machine(sizes.repeats))

@@ -14,12 +14,24 @@ from raydr.bench.gpu import GRADERS, PX
 from raydr.bench.workload import FULL, Sizes
 from raydr.config import Ensemble, Finetune, Grader, Member, Recipe, Sampler, Synthesize
 from raydr.diffusion.model import PHANTOM_BASE
+from raydr.errors import UserError
+from raydr.shapes import Shape
 from raydr.sources import Ingest, PhantomSet
 
 SIZES = replace(FULL, repeats=3, synthesis_shards=8, finetune_steps=96, prepared_steps=2, peer_batches=2)
 QUICK = replace(SIZES, repeats=1, synthesis_shards=5, finetune_steps=24, peer_batches=1)
 STAGES = ("synthesize", "finetune")
 BATCH = 16
+
+
+def check(what: str, shape: Shape) -> None:
+    """UserError for a stage that is not measured at these shapes, and for a shape without a GPU."""
+    if what not in STAGES:
+        raise UserError(f"--sd15 belongs to bench {' and '.join(STAGES)}, not to bench {what}")
+    if not shape.generator_gpus or not shape.train_gpus:
+        raise UserError(
+            f"--sd15 would take days on the CPUs of the shape {shape.name}: take --shape workstation where there is a GPU"
+        )
 
 
 def write(folder: Path) -> Path:

@@ -32,6 +32,8 @@ GENEROUS = 0.35
         (["--nothing"], "does not know '--nothing'"),
         (["--shape", "cluster"], "bench measures the one machine that it runs on"),
         (["score", "--actors", "2"], "--actors belongs to `raydr bench scaling`, not to bench score"),
+        (["score", "--sd15"], "--sd15 belongs to bench synthesize and finetune, not to bench score"),
+        (["finetune", "--sd15"], "--sd15 would take days on the CPUs of the shape laptop"),
         (["scaling", "--rows", "0"], "bench scaling takes sizes from 1, not 0"),
     ],
 )
