@@ -30,7 +30,7 @@ def check(what: str, shape: Shape) -> None:
         raise UserError(f"--sd15 belongs to bench {' and '.join(STAGES)}, not to bench {what}")
     if not shape.generator_gpus or not shape.train_gpus:
         raise UserError(
-            f"--sd15 would take days on the CPUs of the shape {shape.name}: take --shape workstation where there is a GPU"
+            f"--sd15 would take days on the CPUs of the shape {shape.name}: take --shape workstation and a GPU"
         )
 
 
