@@ -117,6 +117,12 @@ def parser() -> argparse.ArgumentParser:
         help="default: all, the five stages; scaling, memory and gpu (SD 1.5 shapes) run only by name",
     )
     bench.add_argument("--shape", default="laptop", help="laptop or workstation: what one machine is (default: laptop)")
+    bench.add_argument(
+        "--cpus",
+        type=int,
+        metavar="N",
+        help="CPUs of either arm (default: all; with one to spare Ray's own processes take nothing from what is measured)",
+    )
     bench.add_argument("--json", metavar="FILE", help="write the figures there, and the tables beside it as FILE.md")
     bench.add_argument("--against", metavar="FILE", help="an earlier --json: say what moved beyond noise")
     bench.add_argument("--quick", action="store_true", help="one small pair a stage: a smoke test, not a measurement")

@@ -32,7 +32,9 @@ STAGES: dict[str, Callable[[Rig], None]] = {
 
 def run(options: Any) -> int:
     """Measure what is asked for; writes FILE and FILE.md where --json names one."""
-    shape = one_machine(options.shape)
+    shape = one_machine(options.shape, options.cpus)
+    if options.cpus == 1 and options.what in ("all", "synthesize"):
+        raise UserError("--cpus 1 holds no generator and its sink at once: take 2, or another stage than synthesize")
     scales = curves(options)
     before = results.load(options.against) if options.against else None
     small, large = (QUICK, sd15.QUICK) if options.quick else (FULL, sd15.SIZES)
@@ -41,7 +43,7 @@ def run(options: Any) -> int:
         sd15.check(options.what, shape)
     folder = Path(options.work or tempfile.mkdtemp(prefix="raydr-bench-"))
     folder.mkdir(parents=True, exist_ok=True)
-    result = results.Result(machine(sizes.repeats))
+    result = results.Result(machine(sizes.repeats) | ({"used_cpus": options.cpus} if options.cpus else {}))
     clock = terminal.Clock()
     try:
         if options.what == "scaling":
@@ -69,8 +71,8 @@ def run(options: Any) -> int:
     return 0
 
 
-def one_machine(name: str) -> Shape:
-    """The shape `name` with a Ray of its own on this machine, whatever cluster the command runs in.
+def one_machine(name: str, num_cpus: int | None = None) -> Shape:
+    """The shape `name` with a Ray of its own on `num_cpus` of this machine, whatever cluster the command runs in.
 
     Both arms of a pair must have the same machine, and the meter sees its processes alone. Raises UserError for a
     shape that spreads over machines, and for one with GPUs where this machine has none.
@@ -83,6 +85,8 @@ def one_machine(name: str) -> Shape:
             f"bench measures the one machine that it runs on, and the shape {name} spreads over a cluster: take "
             "--shape workstation, as a job on a GPU node with `ray job submit --entrypoint-num-gpus 1`"
         )
+    if num_cpus is not None and not 1 <= num_cpus <= (os.cpu_count() or 1):
+        raise UserError(f"--cpus must lie in 1..{os.cpu_count()}, this machine's cores, not {num_cpus}")
     if shape.generator_gpus and not torch.cuda.is_available():
         raise UserError(
             f"The shape {name} takes a GPU, and PyTorch sees none here: take --shape laptop, or run bench on a machine "
@@ -90,7 +94,7 @@ def one_machine(name: str) -> Shape:
         )
     # What a job says of its cluster would be taken up by the Ray that starts here.
     os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
-    return dataclasses.replace(shape, address="local")
+    return dataclasses.replace(shape, address="local", num_cpus=num_cpus or shape.num_cpus)
 
 
 def curves(options: Any) -> scaling.Sizes:

@@ -204,8 +204,9 @@ def _line(name: str, what: str, before: Any, after: Any) -> str:
 def markdown(result: Result) -> str:
     """Tables of pairs, peers, single values and scaling curves."""
     machine = result.machine
+    used = f", {machine['used_cpus']} of them used" if "used_cpus" in machine else ""
     text = [
-        f"{machine['cpu']}, {machine['cpus']} cores, torch {machine['torch']}, Ray {machine['ray']}, revision "
+        f"{machine['cpu']}, {machine['cpus']} cores{used}, torch {machine['torch']}, Ray {machine['ray']}, revision "
         f"{machine['revision']}. Ratios are medians of {machine['repeats']} interleaved pairs [lowest, highest].",
         "",
     ]

@@ -33,6 +33,8 @@ GENEROUS = 0.35
         (["--shape", "cluster"], "bench measures the one machine that it runs on"),
         (["score", "--actors", "2"], "--actors belongs to `raydr bench scaling`, not to bench score"),
         (["score", "--sd15"], "--sd15 belongs to bench synthesize and finetune, not to bench score"),
+        (["synthesize", "--cpus", "1"], "--cpus 1 holds no generator and its sink at once"),
+        (["score", "--cpus", "0"], "--cpus must lie in 1.."),
         (["finetune", "--sd15"], "--sd15 would take days on the CPUs of the shape laptop"),
         (["scaling", "--rows", "0"], "bench scaling takes sizes from 1, not 0"),
     ],
@@ -51,6 +53,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence(capsys, monkeypatch):
 def test_a_job_measures_its_machine_with_a_ray_of_its_own(monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert command.one_machine("laptop") == Shape(address="local")
+    assert command.one_machine("laptop", 1) == Shape(address="local", num_cpus=1)
     assert "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
 
 
