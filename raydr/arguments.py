@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         "--cpus",
         type=int,
         metavar="N",
-        help="CPUs of either arm (default: all; with one to spare Ray's own processes take nothing from what is measured)",
+        help="CPUs of either arm (default: all; with one to spare Ray's own processes take nothing from either)",
     )
     bench.add_argument("--json", metavar="FILE", help="write the figures there, and the tables beside it as FILE.md")
     bench.add_argument("--against", metavar="FILE", help="an earlier --json: say what moved beyond noise")
