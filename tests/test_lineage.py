@@ -27,6 +27,7 @@ OTHER = {
     "targets": (("to_q",), "plain"),
     "full": (True, "plain"),
     "train_text_encoder": (True, "plain"),
+    "compiled": (True, "plain"),  # other kernels, so other last bits
     "ema": (0.9, "plain"),
     "w_prior": (0.2, "plain"),
     "w_ecc": (0.2, "ecc"),

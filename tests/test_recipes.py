@@ -62,7 +62,7 @@ def test_other_values_of_every_field_survive_json():
             full=True, w_prior=0.4, w_ecc=0.5, ecc_start=3, ecc_every=4, ecc_calls=5, ecc_batch=6, ecc_keep=5,
             ecc_threshold=0.6, ecc_select=False, ecc_steps=7, ecc_guidance=1.5, checkpoint_every=8, validate_every=9,
             gradient_checkpointing=True, min_snr=5.0, noise_offset=0.1, ema=0.9, ecc_sampler="ddim",
-            ecc_merge=2, ecc_pool=6, ecc_signal_leak=True,
+            ecc_merge=2, ecc_pool=6, ecc_signal_leak=True, compiled=True,
         ),
         synthesize=config.Synthesize(
             sampler=config.Sampler("ddim", 3, 1.5, 4, "bf16", signal_leak=True), count=5, accepted=6, max_images=70,

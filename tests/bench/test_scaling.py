@@ -92,7 +92,7 @@ def test_what_one_driver_can_feed_by_hand():
     assert values["images one driver can pass on"] == pytest.approx(1600.0)
     assert values["H100s one driver can feed"] == pytest.approx(1600 / 7)
     assert values["images a day on 8 H100"] == pytest.approx(8 * 7 * 86_400)
-    assert "unmeasured" in result.values["images a day on 8 H100"]["note"]
+    assert "assumes 7 images/s a GPU" in result.values["images a day on 8 H100"]["note"]
     assert "what held to 16 actors holds to 64" in result.values["images a day on 64 H100"]["note"]
 
 
