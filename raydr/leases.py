@@ -196,11 +196,11 @@ class Leases:
             if any(item.token == token for item in tries):
                 return lease
             self._waive(key, tries)
-            if len(crashed(tries, self._session)) >= self._max_crashes:
-                self._give_up(target, number, tries, "process")
-            elif self.closed:  # whoever made it died after the stop: the next start makes it
+            if self.closed:  # whoever made it died: the next start of the stage makes it
                 self._of(target).release(number)
                 del self._leases[ticket]
+            elif len(crashed(tries, self._session)) >= self._max_crashes:
+                self._give_up(target, number, tries, "process")
             else:
                 attempt = Attempt(self._session, ticket, node, token)
                 shards.record_start(self._run, key, attempt.label())

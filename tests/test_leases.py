@@ -213,6 +213,19 @@ def test_a_generator_that_is_broken_ends_the_session(run):
     assert "3 shards were lost and 0 made, the last because its process ended 1 times" in table.state()["closed"]
 
 
+def test_what_is_in_flight_when_the_session_ends_is_not_lost_with_it(run):
+    table = leases(run, Target("plain-g1-a", 1, 50, 0, 50), max_crashes=1)
+    assert [table.lease(ticket, "n", f"f{ticket}")["number"] for ticket in (1, 2)] == [0, 1]
+    for k in range(4):
+        table.lease(0, "n", f"t{k}")
+    assert "3 shards were lost" in table.state()["closed"]
+    assert [table.lease(ticket, "n", f"g{ticket}") for ticket in (1, 2)] == [None, None]
+    assert (table.state()["lost"], table.state()["in_flight"]) == (3, 0)
+    assert len(shards.quarantined(run, "synthetic")) == 3
+    after = leases(run, Target("plain-g1-a", 1, 50, 0, 50), session="q-2", max_crashes=1)
+    assert [after.lease(ticket, "n", f"h{ticket}")["number"] for ticket in range(3)] == [0, 1, 5]
+
+
 def test_a_few_lost_among_many_do_not_end_it(run):
     table = leases(run, Target("plain-g1-a", 1, 50, 0, 50), max_crashes=1)
     for number in range(4):

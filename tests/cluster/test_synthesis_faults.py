@@ -318,8 +318,8 @@ def test_a_generator_that_always_raises_ends_the_stage(ray_temp, tmp_path):
     assert code == 1, said
     assert "shards were lost and 0 made" in said
     assert "RuntimeError: poison in" in said
-    # Three end the stage; two actors with two tickets each may have lost as many more by then.
-    assert 3 <= len(shards.quarantined(Run(str(out)), "synthetic")) <= 3 + 4
+    # What was in flight when the third was lost is not blamed on top.
+    assert len(shards.quarantined(Run(str(out)), "synthetic")) == 3
 
 
 def test_a_full_disk_is_one_sentence_and_resumes(ray_temp, tmp_path):
