@@ -83,8 +83,8 @@ class Finetune:
     precision: str = "fp32"
     # Trades a second forward pass for the memory of the activations: the first thing to try where a batch does not fit.
     gradient_checkpointing: bool = False
-    # True compiles the UNet (torch.compile, static shapes): other kernels, so other last bits. Worth its two minutes on
-    # a GPU that small batches leave waiting for launches.
+    # True compiles the UNet (torch.compile, static shapes): other kernels, so other last bits. Takes minutes at
+    # first, for a GPU that small batches leave waiting for launches.
     compiled: bool = added(False)
     # Minimum signal-to-noise weighting gamma (Hang et al. 2023); 0 = off, as in the paper.
     min_snr: float = 0.0

@@ -160,7 +160,7 @@ def reach(result: Result, rows: Sequence[dict[str, Any]]) -> None:
     result.add("H100s one driver can feed", images / ASSUMED_RATE, "GPUs", f"assumes {ASSUMED_RATE:g} images/s each")
     for gpus in GPUS:
         rate = min(gpus * ASSUMED_RATE, images)
-        rests = f"assumes {ASSUMED_RATE:g} images/s a GPU (30 guided steps, 512 px; 7.15 measured compiled)"
+        rests = f"assumes {ASSUMED_RATE:g} images/s a GPU (SD 1.5, 30 guided steps, 512 px, compiled: `bench gpu`)"
         if gpus > most:
             rests += f", and that what held to {most} actors holds to {gpus}"
         result.add(f"images a day on {gpus} H100", rate * 86_400, "images", rests)
