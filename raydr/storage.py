@@ -248,9 +248,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             lost = threading.Event()
             if not force:
-                with self._explained(
-                    LOCK, made=True
-                ) as backend:  # ends here: what the run itself raises stays as it is
+                with self._explained(LOCK, made=True) as backend:  # what the run itself raises stays as it is
                     stack.enter_context(hold(backend, self.url, purpose, lost))
             yield lost
 

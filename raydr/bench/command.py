@@ -33,6 +33,8 @@ STAGES: dict[str, Callable[[Rig], None]] = {
 def run(options: Any) -> int:
     """Measure what is asked for; writes FILE and FILE.md where --json names one."""
     shape = one_machine(options.shape, options.cpus)
+    if options.cpus and options.what in ("scaling", "gpu"):
+        raise UserError(f"--cpus belongs to the stages and to bench memory, not to bench {options.what}")
     if options.cpus == 1 and options.what in ("all", "synthesize"):
         raise UserError("--cpus 1 holds no generator and its sink at once: take 2, or another stage than synthesize")
     scales = curves(options)

@@ -146,11 +146,11 @@ def tuning(
     """
     run = trainer(base, config, num_photographs, live)
     samples = 2 * config.batch_pairs
-    if base.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     # A counter sees through no compiled graph.
     with torch.compiler.set_stance("force_eager"):
         each = flops.count(lambda: run.run(run.step + 1)) / samples
+    if base.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     found = rate(lambda: run.run(run.step + 1), base.device.type, samples, steps)
     run.close()
     how = f"{config.batch_pairs} pairs{', compiled' if config.compiled else ''}"

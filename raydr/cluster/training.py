@@ -66,7 +66,8 @@ def _train(settings: dict[str, Any]) -> None:
     where = device.of_worker(settings["gpu"], settings["num_threads"])
     source, known = staging.local(config.base, config.revision, target), settings["base_fingerprint"]
     base = load_base(source, config.precision, config.revision, where)
-    share_cache(session.node_cache(target) / "inductor")  # read where finetune.compiled is set
+    if config.compiled:
+        share_cache(session.node_cache(target) / "inductor")
     given: dict[str, Any] = {"roles": latents.parts(recipe, target, ranks, known), "judge": None, "probe": None}
     given["embeddings"] = latents.embeddings(recipe, target, known)
     if any(is_ecc(generator.kind) for generator in wanted):

@@ -34,6 +34,7 @@ GENEROUS = 0.35
         (["score", "--actors", "2"], "--actors belongs to `raydr bench scaling`, not to bench score"),
         (["score", "--sd15"], "--sd15 belongs to bench synthesize and finetune, not to bench score"),
         (["synthesize", "--cpus", "1"], "--cpus 1 holds no generator and its sink at once"),
+        (["gpu", "--cpus", "1"], "--cpus belongs to the stages and to bench memory, not to bench gpu"),
         (["score", "--cpus", "0"], "--cpus must lie in 1.."),
         (["finetune", "--sd15"], "--sd15 would take days on the CPUs of the shape laptop"),
         (["scaling", "--rows", "0"], "bench scaling takes sizes from 1, not 0"),
