@@ -4,4 +4,4 @@ import sys
 
 from raydr import cli
 
-sys.exit(cli.main(["evaluate", *sys.argv[1:]]))
+sys.exit(cli.main(["evaluate", "--shape", "cluster", *sys.argv[1:]]))

@@ -13,7 +13,8 @@ EPILOG = """stages, in order:
   report      OUT/report/index.html
 
 `raydr STAGE --help` lists the stage's fields with their defaults. `--shape.FIELD VALUE` changes one number of the
-shape (generators, generator_gpus, trial_cpus, train_workers, ...)."""
+shape (generators, generator_gpus, trial_cpus, train_workers, ...). Weights made elsewhere are taken in by
+`raydr ensemble import` (a grader) and `raydr finetune import` (a generator), each with its own --help."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     ):
         stage = command(name, help)
         stage.add_argument("-h", "--help", action="store_true", help="show this and every field with its default")
+        if name in ("ensemble", "finetune"):
+            stage.epilog = f"`raydr {name} import --help`: take in weights that were made elsewhere."
         stage.add_argument("--recipe", help="debug, demo, phantom or ddr_sd15 (default: the run's own)")
         stage.add_argument("--out", help="run directory: a path, s3://bucket/prefix or gs://bucket/prefix")
         stage.add_argument("--shape", default="laptop", help="laptop, workstation or cluster (default: laptop)")
@@ -91,7 +94,9 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("-h", "--help", action="help", help="show this and exit")
     doctor.add_argument("--address", help="auto, HOST:PORT, or the URL of the Jobs API (default: this machine)")
     doctor.add_argument("--out", help="also try the storage of this run: a path, s3://... or gs://...")
-    again = command("regenerate", "rebuild one sample from its row and compare the pixels")
+    again = command(
+        "regenerate", "rebuild one sample from its row and compare the pixels; exits 0 only where they are equal"
+    )
     again.add_argument("-h", "--help", action="help", help="show this and exit")
     again.add_argument("out", metavar="OUT", help="run directory")
     again.add_argument("sample_id", metavar="SAMPLE_ID", help="as in the report: GENERATOR/gGRADE/INDEX")
@@ -123,8 +128,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="CPUs of either arm (default: all; with one to spare Ray's own processes take nothing from either)",
     )
-    bench.add_argument("--json", metavar="FILE", help="write the figures there, and the tables beside it as FILE.md")
+    bench.add_argument("--json", metavar="FILE", help="write the figures there, and the tables beside it as .md")
     bench.add_argument("--against", metavar="FILE", help="an earlier --json: say what moved beyond noise")
+    bench.add_argument("--repeats", type=int, metavar="N", help="interleaved pairs of each stage (default: 5)")
+    bench.add_argument("--steps", type=int, metavar="N", help="of finetune: optimizer steps of an arm (default: 32)")
     bench.add_argument("--quick", action="store_true", help="one small pair a stage: a smoke test, not a measurement")
     bench.add_argument(
         "--sd15",

@@ -209,7 +209,7 @@ def override(recipe: Any, command: str, fields: list[str], show_help: bool = Fal
     import tyro
 
     arguments = ["--help"] if show_help else fields
-    options: dict[str, Any] = {"prog": f"raydr {command}", "description": "Fields of the recipe:"}
+    options: dict[str, Any] = {"prog": f"raydr {command}", "description": f"Fields of the recipe {recipe.name}:"}
     if command in ("run", "demo"):
         return tyro.cli(type(recipe), default=recipe, args=arguments, **options)
     # A stage's command also takes the run-wide fields that are part of every stage's identity.

@@ -25,6 +25,7 @@ class Finetune:
 
     # Folder or hub id of a diffusers Stable Diffusion pipeline; "phantom" = the built-in small base.
     base: str = "phantom"
+    # Commit or tag of a hub id; null takes the newest.
     revision: str | None = None
     # Grades that get a generator.
     grades: tuple[int, ...] = (1, 3)
@@ -32,17 +33,25 @@ class Finetune:
     joint: bool = False
     # "plain" (instance + prior), "ecc" (branches from plain at ecc_start), and controls of it: see raydr/kinds.py.
     kinds: tuple[str, ...] = ("plain", "ecc")
+    # Side of the training images, px.
     px: int = 64
+    # Optimizer steps of each generator.
     steps: int = 80
     # Instance/prior pairs of one forward pass ...
     batch_pairs: int = 4
     # ... and passes a step, over all ranks: the number of ranks never changes what is learnt.
     accumulation: int = 1
+    # Of AdamW, constant (the paper: 1e-5).
     learning_rate: float = 1e-3
+    # Of AdamW, decoupled.
     weight_decay: float = 1e-2
+    # Longer gradients are cut to this norm.
     max_grad_norm: float = 1.0
+    # Rank of the LoRA: more can learn more, in a larger file.
     rank: int = 8
+    # The LoRA acts with weight alpha / rank.
     alpha: int = 8
+    # Modules of the UNet that get a LoRA, by the ends of their names.
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     # True updates every UNet weight; no LoRA is saved, but a UNet.
     full: bool = False
@@ -50,14 +59,17 @@ class Finetune:
     train_text_encoder: bool = added(False)
     # Decay of the running mean of the weights that is validated, drawn in grids and saved; 0 = the last weights.
     ema: float = added(0.0)
-    # Weights of the loss terms: L = instance + w_prior prior + w_ecc ecc.
+    # Weight of the prior term: L = instance + w_prior prior + w_ecc ecc.
     w_prior: float = 0.1
+    # Weight of the ECC term (the paper: 1e-3).
     w_ecc: float = 1e-3
-    # First optimizer step with the ECC term, and steps between refreshes of its pool.
+    # Optimizer steps before the ECC term begins: its generator branches from the plain one here.
     ecc_start: int = 40
+    # Steps between two refreshes of its pool.
     ecc_every: int = 10
     # A refresh makes ecc_calls batches of ecc_batch candidates ...
     ecc_calls: int = 2
+    # ... of so many images each ...
     ecc_batch: int = 16
     # ... looks at the ecc_keep of each with the highest intended-grade probability ...
     ecc_keep: int = 12
@@ -65,9 +77,11 @@ class Finetune:
     ecc_threshold: float = 0.7
     # False admits candidates unseen by the ensemble (control: self-training without semantics).
     ecc_select: bool = True
-    # Sampler of the candidates: solver ("dpm++", "ddim", "base"), steps, classifier-free guidance.
+    # Solver of the candidates and the grids: "dpm++", "ddim", or "base" = the scheduler shipped with the base.
     ecc_sampler: str = added("dpm++")
+    # Its steps.
     ecc_steps: int = 10
+    # Its classifier-free guidance weight; 1 turns guidance off.
     ecc_guidance: float = 2.0
     # As Sampler.signal_leak, for the candidates and the grids.
     ecc_signal_leak: bool = added(False)
@@ -130,6 +144,7 @@ class Sampler:
 
     # "dpm++" (DPM-Solver++ 2M), "ddim", or "base" = the scheduler shipped with the base.
     name: str = "dpm++"
+    # Denoising steps: the time of an image is proportional to them.
     steps: int = 10
     # Classifier-free guidance weight; 1 turns guidance off (and halves the cost).
     guidance: float = 2.0
@@ -159,6 +174,7 @@ class Sampler:
 class Synthesize:
     """Generators -> `synthetic`."""
 
+    # How noise becomes an image.
     sampler: Sampler = field(default_factory=Sampler)
     # Images per generator and grade; with `accepted` the least that is made.
     count: int = 96
@@ -202,7 +218,9 @@ class Synthesize:
 class Report:
     """Presentation only; outside every fingerprint."""
 
+    # Bootstrap draws of every interval.
     bootstrap_draws: int = 10_000
+    # Of all intervals.
     confidence: float = 0.95
     # Thumbnails in the gallery per generator and grade.
     gallery: int = 60
@@ -212,6 +230,7 @@ class Report:
 class Recipe:
     """A complete run."""
 
+    # The recipe's name, as given to --recipe.
     name: str
     # Root of every seed below; another seed is another cohort (phantoms) and other noise.
     seed: int = 1
@@ -222,11 +241,17 @@ class Recipe:
     replicate: int = 0
     # Evaluated fold of a pooled train + validation set (of replicates the first one); null uses the official splits.
     fold: int | None = None
+    # Photographs.
     ingest: Ingest = field(default_factory=Ingest)
+    # Graders that score.
     ensemble: Ensemble = field(default_factory=Ensemble)
+    # Generators.
     finetune: Finetune = field(default_factory=Finetune)
+    # Images.
     synthesize: Synthesize = field(default_factory=Synthesize)
+    # Arms.
     sweep: Sweep = field(default_factory=Sweep)
+    # The page.
     report: Report = field(default_factory=Report)
 
     def __post_init__(self) -> None:

@@ -24,10 +24,13 @@ class Grader:
     px: int = 64
     # Optimisation steps, equal for every arm.
     steps: int = 200
+    # Images a step.
     batch: int = 64
     # "adamw" with a cosine schedule, or "sgd" with the paper's polynomial one.
     optimizer: str = "adamw"
+    # The schedule's highest.
     learning_rate: float = 2e-3
+    # Of the optimizer.
     weight_decay: float = 0.02
     # ce, inverse_frequency, class_balanced, focal, ldam, ldam_drw, balanced_softmax, logit_adjustment,
     # logit_adjustment_post (plain ce, logits corrected when predicting); all but ce and focal need sampler "instance".
@@ -61,11 +64,13 @@ class Grader:
 class Member:
     """One ensemble member: a grader on the training rows outside one inner fold."""
 
+    # How it is built and trained.
     grader: Grader
     # Inner fold left out of training and used to calibrate, 0 <= fold < Ensemble.inner_folds.
     inner_fold: int = 0
     # "score" members judge samples in the loop (A); "audit" members never do (B).
     role: str = "score"
+    # Of its initial weights and its order of images.
     seed: int = 0
 
 
@@ -73,7 +78,9 @@ class Member:
 class Ensemble:
     """Graders that judge samples."""
 
+    # The graders, each on its own inner fold.
     members: tuple[Member, ...] = ()
+    # Folds of the training photographs from which members are held out.
     inner_folds: int = 5
 
     def __post_init__(self) -> None:
@@ -97,9 +104,9 @@ class Axes:
     # Imbalance treatments: "loss", "loss=parameter", "loss@sampler" or "loss=parameter@sampler", as "focal=2" or
     # "ldam@instance"; a sampler given here outweighs the axis `samplers`.
     losses: tuple[str, ...] = ()
-    # instance, sqrt, balanced, paper.
+    # Samplers, as sweep.grader.sampler: instance, sqrt, balanced, paper.
     samplers: tuple[str, ...] = ()
-    # Alphas of MixUp.
+    # Alphas of MixUp, as sweep.grader.mixup.
     mixups: tuple[float, ...] = ()
     # rho of the soft labels of synthetic images.
     soft_labels: tuple[float, ...] = ()
@@ -118,13 +125,15 @@ class Search:
 
     # The arm; empty = no search.
     arm: str = ""
+    # Settings that are tried.
     num_trials: int = 16
     # "random", one of Ray Tune's own (optuna, hyperopt, bayesopt, nevergrad, ...) or "module:Class" of a Searcher.
     searcher: str = "random"
     # True stops the worse trials of this search early (asynchronous successive halving).
     asha: bool = False
-    # Ranges [low, high], drawn uniformly in the logarithm; equal ends keep one value.
+    # Range [low, high], drawn uniformly in the logarithm; equal ends keep one value.
     learning_rate: tuple[float, float] = (1e-3, 1e-2)
+    # The same of the weight decay.
     weight_decay: tuple[float, float] = (0.005, 0.05)
     # Choices as in Axes.losses; empty = the sweep's own.
     losses: tuple[str, ...] = ()
@@ -145,18 +154,25 @@ NO_AXES, NO_SEARCH = Axes(), Search()
 class Sweep:
     """Which arms, over which seeds; `real` + `synthetic` -> `trials`."""
 
+    # What the grader is trained on, one table row each (README, "Arms").
     arms: tuple[str, ...] = ("real_only", "oversampling", "naive", "band", "ecc", "ceiling")
+    # Trainings of each arm, with other initial weights and draws.
     num_seeds: int = 3
+    # How every arm's grader is built and trained.
     grader: Grader = field(default_factory=Grader)
     # Grades that receive synthetic images.
     grades: tuple[int, ...] = (1, 3)
+    # Share of the gap to the most frequent grade that is filled: 1 adds images until the grade is as frequent.
     ratio: float = 1.0
     # Images that every synthesised grade is to get (the paper: 5,000); 0 = by ratio, as the map always.
     count: int = added(0)
+    # Scores [low, high] of the images that `band` and `ecc_band` add.
     band: tuple[float, float] = (0.7, 0.9)
-    # Cells of the band x ratio map, scored on validation only; empty = no map.
+    # Bands of the band x ratio map, scored on validation only; empty = no map.
     map_bands: tuple[tuple[float, float], ...] = ()
+    # Its ratios.
     map_ratios: tuple[float, ...] = ()
+    # Trainings of each cell.
     map_seeds: int = 1
     # Further graders that the arms are trained with: backbones, losses, samplers, MixUp, soft labels.
     axes: Axes = field(default=NO_AXES, metadata={"added": True})

@@ -68,7 +68,7 @@ def demo() -> Recipe:
 
 
 def debug() -> Recipe:
-    """`raydr run --recipe debug --out DIR`: every stage at its smallest; seconds of compute, for tests."""
+    """`raydr run --recipe debug --out DIR`: every stage at its smallest, for tests. 2 minutes."""
     grader = Grader(backbone="test_resnet", px=32, steps=6, batch=15)
     return Recipe(
         name="debug",
@@ -108,7 +108,7 @@ def debug() -> Recipe:
 
 
 def phantom() -> Recipe:
-    """`raydr run --recipe phantom --seed 2 --out DIR`: the demo's experiment with statistical power. Hours on 2 cores.
+    """`raydr run --recipe phantom --seed 2 --out DIR`: the demo's experiment with power. An hour on 2 cores.
 
     Three replicates of the whole chain on cohorts of their own, four grader seeds in each (twelve an arm), 500 test
     photographs a grade. `--seed` picks the cohorts. Ratio .1 (some 40 images added to mild and to severe): on a

@@ -9,6 +9,7 @@ from raydr.errors import UserError, require
 class Shape:
     """What the machines look like; never part of an identity."""
 
+    # laptop, workstation or cluster: what --shape names.
     name: str = "laptop"
     # Ray address; null attaches to the session that a job runs in, else starts Ray on this machine.
     address: str | None = None
@@ -16,21 +17,27 @@ class Shape:
     num_cpus: int | None = None
     # Ray's dashboard on http://127.0.0.1:8265 while a stage runs.
     dashboard: bool = True
-    # Concurrent generator actors, and the threads and GPUs of each.
+    # Concurrent generator actors.
     generators: int = 2
+    # CPUs of a generator.
     generator_cpus: float = 0.5
+    # GPUs of a generator.
     generator_gpus: float = 0.0
-    # Actors of a pool that scores what generators made, and the CPUs and GPUs of each; 0 = in the generators' own.
+    # Actors of a pool that scores what generators made; 0 = in the generators' own.
     scorers: int = 0
+    # CPUs of a scorer.
     scorer_cpus: float = 0.5
+    # GPUs of a scorer.
     scorer_gpus: float = 0.0
-    # Concurrent grader trials and the GPUs of each.
+    # CPUs of a grader's training, of an ensemble member or a trial: as many run at once as fit.
     trial_cpus: float = 1.0
+    # Its GPUs.
     trial_gpus: float = 0.0
     # Seconds of a grader trial that --dry-run counts with until one has been measured; 0 = says "unmeasured".
     trial_seconds: float = 0.0
-    # Workers of Ray Train and the GPUs of each.
+    # Ranks of a fine-tuning.
     train_workers: int = 1
+    # GPUs of a rank.
     train_gpus: float = 0.0
     # Ray Train takes up to so many workers as the cluster grows, and goes on with train_workers; 0 = never more.
     max_train_workers: int = 0

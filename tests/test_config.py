@@ -1,7 +1,10 @@
+import ast
 import dataclasses
+import inspect
 
 import pytest
 
+from raydr import config, graders, shapes, sources
 from raydr.config import Ensemble, Finetune, Grader, Member, Recipe, Sampler, Sweep, Synthesize
 from raydr.errors import UserError
 from raydr.shapes import SHAPES, Shape
@@ -90,3 +93,20 @@ def test_shapes_name_themselves():
     assert all(shape.name == name for name, shape in SHAPES.items())
     assert SHAPES["laptop"].generator_gpus == SHAPES["laptop"].train_gpus == 0
     assert SHAPES["cluster"].address == "auto"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(config.Finetune, config.Sampler, config.Synthesize, config.Report, config.Recipe),
+        *(graders.Grader, graders.Member, graders.Ensemble, graders.Axes, graders.Search, graders.Sweep),
+        *(shapes.Shape, sources.Ingest, sources.PhantomSet),
+    ],
+)
+def test_every_field_says_what_it_does(settings):
+    """In a comment right above it, which is its help: tyro gives a field without one that of its neighbour."""
+    lines = inspect.getsource(settings).splitlines()
+    fields = [node for node in ast.parse("\n".join(lines)).body[0].body if isinstance(node, ast.AnnAssign)]
+    assert {node.target.id for node in fields} == {field.name for field in dataclasses.fields(settings)}
+    for node in fields:
+        assert lines[node.lineno - 2].strip().startswith("# "), f"{settings.__name__}.{node.target.id}"

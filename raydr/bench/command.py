@@ -14,10 +14,10 @@ import torch
 from raydr import shapes, terminal
 from raydr.bench import finetune, gpu, ingest, memory, plots, results, scaling, score, sd15, sweep, synthesize
 from raydr.bench.rig import Rig, machine
-from raydr.bench.workload import FULL, QUICK
+from raydr.bench.workload import FULL, QUICK, Sizes
 from raydr.cluster import session
 from raydr.diffusion import compiling
-from raydr.errors import UserError
+from raydr.errors import UserError, require
 from raydr.shapes import Shape
 
 # In the order in which `all` runs them: what needs nothing prepared first.
@@ -31,7 +31,7 @@ STAGES: dict[str, Callable[[Rig], None]] = {
 
 
 def run(options: Any) -> int:
-    """Measure what is asked for; writes FILE and FILE.md where --json names one."""
+    """Measure what is asked for; writes FILE, and its tables as .md beside it, where --json names one."""
     shape = one_machine(options.shape, options.cpus)
     if options.cpus and options.what in ("scaling", "gpu"):
         raise UserError(f"--cpus belongs to the stages and to bench memory, not to bench {options.what}")
@@ -39,8 +39,7 @@ def run(options: Any) -> int:
         raise UserError("--cpus 1 holds no generator and its sink at once: take 2, or another stage than synthesize")
     scales = curves(options)
     before = results.load(options.against) if options.against else None
-    small, large = (QUICK, sd15.QUICK) if options.quick else (FULL, sd15.SIZES)
-    sizes = large if options.sd15 else small
+    sizes = sizes_of(options)
     if options.sd15:
         sd15.check(options.what, shape)
     folder = Path(options.work or tempfile.mkdtemp(prefix="raydr-bench-"))
@@ -97,6 +96,24 @@ def one_machine(name: str, num_cpus: int | None = None) -> Shape:
     # What a job says of its cluster would be taken up by the Ray that starts here.
     os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
     return dataclasses.replace(shape, address="local", num_cpus=num_cpus or shape.num_cpus)
+
+
+def sizes_of(options: Any) -> Sizes:
+    """How much of each stage is measured; UserError where no stage is, or not the one that --steps speaks of."""
+    small, large = (QUICK, sd15.QUICK) if options.quick else (FULL, sd15.SIZES)
+    given = {name: value for name in ("repeats", "steps") if (value := getattr(options, name)) is not None}
+    for name, value in given.items():
+        require(value >= 1, f"--{name} must be at least 1, not {value}")
+    stages = ("all", *STAGES)
+    require(
+        not given or options.what in stages, f"--{next(iter(given), '')} belongs to the stages, not to {options.what}"
+    )
+    require(
+        "steps" not in given or options.what == "finetune", f"--steps belongs to bench finetune, not to {options.what}"
+    )
+    if "steps" in given:
+        given["finetune_steps"] = given.pop("steps")
+    return dataclasses.replace(large if options.sd15 else small, **given)
 
 
 def curves(options: Any) -> scaling.Sizes:

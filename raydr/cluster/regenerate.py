@@ -46,7 +46,10 @@ def run(target: Run, sample_id: str, to: str) -> str:
         target, f"synthetic/{generator_id}", schema.SYNTHETIC, filter=pc.field("sample_id") == sample_id, required=False
     )
     if table.num_rows != 1:
-        raise UserError(f"{target.url} holds no sample {sample_id!r}: take an id from the report or the table")
+        raise UserError(
+            f"{target.url} holds no sample {sample_id!r}: take an id from the report or the table, "
+            f"and of a run with replicates OUT/replicate-N"
+        )
     row = table.to_pylist()[0]
     folder = target.folder(f"generators/{generator_id}", node_cache(target))
     record = json.loads((folder / "generator.json").read_text())

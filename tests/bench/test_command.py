@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from raydr import arguments, cli
-from raydr.bench import command, scaling
+from raydr.bench import command, scaling, workload
 from raydr.shapes import Shape
 
 BARS = {
@@ -35,6 +35,9 @@ GENEROUS = 0.35
         (["score", "--sd15"], "--sd15 belongs to bench synthesize and finetune, not to bench score"),
         (["synthesize", "--cpus", "1"], "--cpus 1 holds no generator and its sink at once"),
         (["gpu", "--cpus", "1"], "--cpus belongs to the stages and to bench memory, not to bench gpu"),
+        (["memory", "--repeats", "2"], "--repeats belongs to the stages, not to memory"),
+        (["score", "--steps", "64"], "--steps belongs to bench finetune, not to score"),
+        (["score", "--repeats", "0"], "--repeats must be at least 1, not 0"),
         (["score", "--cpus", "0"], "--cpus must lie in 1.."),
         (["finetune", "--sd15"], "--sd15 would take days on the CPUs of the shape laptop"),
         (["scaling", "--rows", "0"], "bench scaling takes sizes from 1, not 0"),
@@ -43,6 +46,12 @@ GENEROUS = 0.35
 def test_mistakes_are_one_sentence(arguments, said, capsys):
     assert cli.main(["bench", *arguments]) == 2
     assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_command_says_how_much_is_measured():
+    options = arguments.parser().parse_args(["bench", "finetune", "--repeats", "3", "--steps", "96"])
+    assert command.sizes_of(options) == replace(workload.FULL, repeats=3, finetune_steps=96)
+    assert command.sizes_of(arguments.parser().parse_args(["bench", "--quick"])) == workload.QUICK
 
 
 def test_a_gpu_that_is_not_there_is_one_sentence(capsys, monkeypatch):
