@@ -3,6 +3,7 @@
 OUT/standin.json: {"load": seconds to get ready, "seconds": a shard, "sink_seconds": of its sink,
 "raise": [sample ids], "crash": [...], "hang": [...], "score_seconds": a shard's, "score_raise": [...],
 "score_crash": [...], "once": bool}; "once" spares a row that has crashed or hung its process before.
+While there is a file OUT/hold, every shard in flight waits.
 """
 
 import os
@@ -56,6 +57,9 @@ class Standin:
         for name in names:
             time.sleep(self._plan.get("seconds", 0.0) / 8)
             beat()
+            while self._run.exists("hold"):
+                time.sleep(0.05)
+                beat()
             if name in self._plan.get("raise", ()):
                 raise RuntimeError(f"poison in {name}")
             if self._first_time("crash", name):
