@@ -1,4 +1,4 @@
-"""Uncertainty of differences between arms: a paired two-level bootstrap, paired tests, Holm (paper section 8).
+"""Uncertainty of differences between arms: a paired two-level bootstrap, Fieller, TOST, Holm (paper section 8).
 
 Arms are compared on the same test images and the same training seeds, so every draw of the bootstrap
 resamples both once and applies them to all arms: an arm's draws may be subtracted from another's.
@@ -15,11 +15,11 @@ widens what few replicates leave too narrow. Simulated coverage of a nominal 95 
 .995, .895, .82); one replicate, 3 or 10 seeds: .97.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from raydr.grades import NUM_GRADES
 
@@ -123,10 +123,47 @@ def resampling_weights(rng: np.random.Generator, num_units: int, num_draws: int)
 
 def difference(bootstrap: Bootstrap, a: int, b: int, confidence: float = 0.95) -> Interval:
     """Balanced accuracy of arm `a` minus that of arm `b` (rows of the bootstrap), over the grades present."""
+    per_replicate, draws = _over_grades(bootstrap, a, b)
+    return interval(per_replicate.mean(), draws, confidence, per_replicate)
+
+
+def _over_grades(bootstrap: Bootstrap, a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
+    """Difference of two arms' balanced accuracies: of each replicate float64 (R,), and of each draw float32 (D,)."""
     present = ~np.isnan(bootstrap.estimate[a])
     per_replicate = (bootstrap.replicates[:, a] - bootstrap.replicates[:, b])[:, present].mean(axis=1)
     draws = (bootstrap.draws[a] - bootstrap.draws[b])[:, present].mean(axis=1)
-    return interval(per_replicate.mean(), draws, confidence, per_replicate)
+    return per_replicate, draws
+
+
+def share(
+    bootstrap: Bootstrap, a: int, whole: int, baseline: int, confidence: float = 0.95
+) -> tuple[float, float, float] | None:
+    """Share of the step from `baseline` to `whole` that arm `a` takes: (share, low, high), of balanced accuracy.
+
+    Fieller's interval (1954): every share for which a - baseline - share (whole - baseline) is not told from 0, so it
+    holds 0 just where the interval of a - baseline does, and 1 just where that of a - whole does. None where the step
+    itself is not shown to be positive, for then no bounds exist.
+    """
+    step, part = (_over_grades(bootstrap, arm, baseline) for arm in (whole, a))
+    if interval(step[0].mean(), step[1], confidence, step[0]).low <= 0:
+        return None
+
+    def left(share: float) -> Interval:
+        per_replicate, draws = (x - share * y for x, y in zip(part, step, strict=True))
+        return interval(per_replicate.mean(), draws, confidence, per_replicate)
+
+    value = float(part[0].mean() / step[0].mean())
+    return value, _crossing(lambda share: left(share).low, value), _crossing(lambda share: left(share).high, value)
+
+
+def _crossing(falls: Callable[[float], float], near: float) -> float:
+    """Where a function that falls from above 0 to below is 0."""
+    low, high = near - 1, near + 1
+    while falls(low) <= 0:
+        low -= high - low
+    while falls(high) >= 0:
+        high += high - low
+    return float(optimize.brentq(falls, low, high, xtol=1e-6))
 
 
 def interval(
@@ -199,61 +236,6 @@ def holm(p: Sequence[float]) -> np.ndarray:
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(stepped, 1)
     return adjusted
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """only_a, only_b: images that one arm alone grades right; p values of "both are equally often right"."""
-
-    only_a: int
-    only_b: int
-    p_exact: float
-    chi2: float
-    p_chi2: float
-
-
-def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> McNemar:
-    """McNemar's test on paired right/wrong verdicts, bool (n,): exact binomial and corrected chi-squared."""
-    only_a = int((hits_a & ~hits_b).sum())
-    only_b = int((~hits_a & hits_b).sum())
-    discordant = only_a + only_b
-    if discordant == 0:
-        return McNemar(0, 0, 1.0, 0.0, 1.0)
-    chi2 = max(abs(only_a - only_b) - 1, 0) ** 2 / discordant
-    exact = float(stats.binomtest(only_a, discordant).pvalue)
-    return McNemar(only_a, only_b, exact, chi2, float(stats.chi2.sf(chi2, 1)))
-
-
-@dataclass(frozen=True)
-class DeLong:
-    """AUCs of two scores on the same images; standard error and two-sided p of their difference."""
-
-    auc_a: float
-    auc_b: float
-    standard_error: float
-    p: float
-
-
-def delong(positive: np.ndarray, score_a: np.ndarray, score_b: np.ndarray) -> DeLong:
-    """DeLong's test (1988), placements by midranks (Sun and Xu 2014); bool (n,), floats (n,), (n,).
-
-    p is nan where the difference has no variance (identical orderings). Needs two of each class.
-    """
-    positive = np.asarray(positive, bool)
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    assert num_positive >= 2, "DeLong needs two positive images"
-    assert num_negative >= 2, "DeLong needs two negative images"
-    scores = np.stack([score_a, score_b]).astype(float)
-    ranks = stats.rankdata(scores, axis=1)
-    # V10: share of negatives below each positive; V01: share of positives above each negative.
-    v10 = (ranks[:, positive] - stats.rankdata(scores[:, positive], axis=1)) / num_negative
-    v01 = 1 - (ranks[:, ~positive] - stats.rankdata(scores[:, ~positive], axis=1)) / num_positive
-    auc_a, auc_b = v10.mean(axis=1)
-    contrast = np.array([1, -1])
-    variance = contrast @ (np.cov(v10) / num_positive + np.cov(v01) / num_negative) @ contrast
-    error = float(np.sqrt(max(variance, 0)))
-    p = float(2 * stats.norm.sf(abs(auc_a - auc_b) / error)) if error > 1e-12 else float("nan")
-    return DeLong(float(auc_a), float(auc_b), error, p)
 
 
 @dataclass(frozen=True)

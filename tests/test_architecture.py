@@ -27,7 +27,7 @@ LEVELS = (
     {"plan", "trainset", "garbage"},
     {"trials"},
     {"grading", "fundus", "selection", "leases"},
-    {"shards", "record", "metrics", "statistics"},
+    {"shards", "record", "metrics", "statistics", "paired_tests"},
     {"checks"},
     {"attempts", "ledger", "parquet", "stopping", "spending"},
     {"storage"},

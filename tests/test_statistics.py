@@ -1,12 +1,10 @@
-"""raydr.statistics against scipy, scikit-learn and statsmodels values, closed forms and simulated truths."""
+"""raydr.statistics against scipy and statsmodels values, closed forms and simulated truths."""
 
 import time
 
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import roc_auc_score
-from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
 
@@ -168,38 +166,58 @@ def test_holm_equals_statsmodels():
     assert statistics.holm([]).shape == (0,)
 
 
-def test_mcnemar_equals_statsmodels():
-    rng = np.random.default_rng(8)
-    a, b = rng.random(300) < 0.8, rng.random(300) < 0.7
-    table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
-    found = statistics.mcnemar(a, b)
-    assert (found.only_a, found.only_b) == (table[0][1], table[1][0])
-    assert found.p_exact == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue)
-    asymptotic = statsmodels_mcnemar(table, exact=False, correction=True)
-    assert (found.chi2, found.p_chi2) == pytest.approx((asymptotic.statistic, asymptotic.pvalue))
-    assert statistics.mcnemar(a, a).p_exact == 1
+def bootstrap_of(*arms, replicates=0.0):
+    """Bootstrap of arms whose draws (D,) are given, the same in every grade."""
+    draws = np.stack([np.repeat(np.asarray(draw, np.float64)[:, None], 5, axis=1) for draw in arms])
+    centres = draws.mean(axis=1)
+    spread = np.array([-1.0, 0.0, 1.0])[:, None, None] * np.broadcast_to(replicates, (3, len(arms)))[:, :, None]
+    return statistics.Bootstrap(centres[None] + spread, draws)
 
 
-def test_delong_equals_its_definition():
-    rng = np.random.default_rng(10)
-    positive = rng.random(120) < 0.3
-    a = np.round(positive + rng.normal(0, 1, 120), 1)  # rounded, so that there are ties
-    b = np.round(0.5 * positive + 0.5 * a + rng.normal(0, 1, 120), 1)
-    found = statistics.delong(positive, a, b)
-    assert found.auc_a == pytest.approx(roc_auc_score(positive, a))
-    assert found.auc_b == pytest.approx(roc_auc_score(positive, b))
-    # DeLong et al. 1988, equations 3-6, written out over all pairs.
-    rows, columns = [], []
-    for score in (a, b):
-        pairs = score[positive][:, None] - score[~positive][None, :]
-        wins = (pairs > 0) + 0.5 * (pairs == 0)
-        rows.append(wins.mean(axis=1))
-        columns.append(wins.mean(axis=0))
-    s = np.cov(rows) / positive.sum() + np.cov(columns) / (~positive).sum()
-    error = np.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1])
-    assert found.standard_error == pytest.approx(error)
-    assert found.p == pytest.approx(2 * stats.norm.sf(abs(found.auc_a - found.auc_b) / error))
-    assert np.isnan(statistics.delong(positive, a, 2 * a).p)
+def test_share_is_fieller_s_interval():
+    # Baseline, arm and ceiling with correlated normal draws; one unstretched set of draws, so Fieller's formula holds.
+    rng = np.random.default_rng(3)
+    noise = rng.multivariate_normal([0, 0, 0], np.array([[4, 2, 2], [2, 5, 3], [2, 3, 6]]) * 1e-5, 400_000)
+    base, arm, top = (np.array([0.80, 0.83, 0.86]) + noise).T
+    found = statistics.share(bootstrap_of(base, arm, top), 1, 2, 0)
+    gain, step, z = arm - base, top - base, stats.norm.ppf(0.975)
+    (v11, v12), (_, v22) = np.cov(gain, step)
+    # 0 lies in the interval of gain - share step where (gain - share step)^2 <= z^2 var.
+    bounds = np.roots(
+        [
+            step.mean() ** 2 - z**2 * v22,
+            2 * (z**2 * v12 - gain.mean() * step.mean()),
+            gain.mean() ** 2 - z**2 * v11,
+        ]
+    )
+    assert found == pytest.approx((0.5, bounds.min(), bounds.max()), abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_share_and_differences_agree_about_zero_and_one(seed):
+    # Three replicates whose spread widens the differences each in its own way: the old ratio of draws disagreed.
+    rng = np.random.default_rng(seed)
+    arms = [0.8 + rng.normal(0, 0.004, 4000), 0.8 + rng.normal(rng.normal(0, 0.02), 0.006, 4000)]
+    arms.append(0.86 + rng.normal(0, 0.004, 4000))
+    made = bootstrap_of(*arms, replicates=rng.normal(0, 0.005, (3, 3)))
+    found = statistics.share(made, 1, 2, 0)
+    step = statistics.difference(made, 2, 0)
+    assert (found is None) == (step.low <= 0)
+    if found is None:
+        return
+    value, low, high = found
+    assert low <= value <= high
+    from_baseline, from_whole = statistics.difference(made, 1, 0), statistics.difference(made, 1, 2)
+    assert (low > 0, high < 0) == (from_baseline.low > 0, from_baseline.high < 0)
+    assert (low > 1, high < 1) == (from_whole.low > 0, from_whole.high < 0)
+
+
+def test_an_arm_that_is_the_baseline_or_the_whole_has_the_share_0_or_1():
+    rng = np.random.default_rng(4)
+    made = bootstrap_of(0.8 + rng.normal(0, 0.01, 1000), 0.9 + rng.normal(0, 0.01, 1000))
+    assert statistics.share(made, 0, 1, 0) == pytest.approx((0, 0, 0), abs=1e-5)
+    assert statistics.share(made, 1, 1, 0) == pytest.approx((1, 1, 1), abs=1e-5)
+    assert statistics.share(made, 1, 0, 1) is None
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from raydr import metrics, statistics
+from raydr import metrics, paired_tests, statistics
 from raydr.report.arms import BASELINE, CONTEXT, Arm
 from raydr.report.data import Part
 from raydr.statistics import Bootstrap, Replicate
@@ -115,25 +115,22 @@ class Comparer:
             return None
         bootstrap, rows = found
         gap = statistics.difference(bootstrap, rows[ceiling], rows[baseline], self.confidence)
-        if gap.low <= 0:
+        share = statistics.share(bootstrap, rows[name], rows[ceiling], rows[baseline], self.confidence)
+        if share is None:
             return None
-        top, bottom = (bootstrap.draws[rows[x]] - bootstrap.draws[rows[baseline]] for x in (name, ceiling))
-        gained = bootstrap.replicates[:, rows[name]] - bootstrap.replicates[:, rows[baseline]]
-        per_replicate = np.nanmean(gained, axis=1) / gap.value
-        draws = np.nanmean(top, axis=1) / np.nanmean(bottom, axis=1)
-        share = statistics.interval(per_replicate.mean(), draws, self.confidence, per_replicate)
-        return {"arm": name, "share": share.value, "low": share.low, "high": share.high, "gap": gap.value}
+        value, low, high = share
+        return {"arm": name, "share": value, "low": low, "high": high, "gap": gap.value}
 
     def _seed_averaged(self, a: str, b: str) -> dict[str, Any]:
         """McNemar on right verdicts and DeLong on the referable AUC, of the probabilities averaged over seeds."""
         grades, mean_a, mean_b = self._mean_probabilities(a, b)
         hits_a, hits_b = (mean.argmax(axis=1) == grades for mean in (mean_a, mean_b))
-        mcnemar = statistics.mcnemar(hits_a, hits_b)
+        mcnemar = paired_tests.mcnemar(hits_a, hits_b)
         referable = grades >= metrics.REFERABLE
         values: dict[str, Any] = {"mcnemar": vars(mcnemar), "delong_referable": None}
         if 2 <= referable.sum() <= len(grades) - 2:
             scores = [mean[:, metrics.REFERABLE :].sum(axis=1) for mean in (mean_a, mean_b)]
-            values["delong_referable"] = vars(statistics.delong(referable, *scores))
+            values["delong_referable"] = vars(paired_tests.delong(referable, *scores))
         return values
 
     def _mean_probabilities(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
