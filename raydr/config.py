@@ -77,7 +77,8 @@ class Finetune:
     ecc_threshold: float = 0.7
     # False admits candidates unseen by the ensemble (control: self-training without semantics).
     ecc_select: bool = True
-    # Solver of the candidates and the grids: "dpm++", "ddim", or "base" = the scheduler shipped with the base.
+    # Solver of the candidates and the grids: "dpm++", "ddim", or "base" = the scheduler shipped with the base (PNDM for
+    # a stochastic one).
     ecc_sampler: str = added("dpm++")
     # Its steps.
     ecc_steps: int = 10
@@ -142,7 +143,7 @@ class Finetune:
 class Sampler:
     """How noise becomes an image; every field changes pixels, so all are identity."""
 
-    # "dpm++" (DPM-Solver++ 2M), "ddim", or "base" = the scheduler shipped with the base.
+    # "dpm++" (DPM-Solver++ 2M), "ddim", or "base" = the scheduler shipped with the base (PNDM for a stochastic one).
     name: str = "dpm++"
     # Denoising steps: the time of an image is proportional to them.
     steps: int = 10

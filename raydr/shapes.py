@@ -66,6 +66,11 @@ class Shape:
             # Ray refuses 1.5 GPUs, late and from inside a stage.
             require(gpus >= 0 and (gpus < 1 or gpus == int(gpus)), f"shape.{name} is a share of one GPU or whole GPUs")
         require(
+            not 0 < self.train_gpus < 1 or max(self.train_workers, self.max_train_workers) == 1,
+            f"shape.train_gpus {self.train_gpus:g} is a share of a GPU, which takes one rank: NCCL refuses two on one; "
+            "set train_workers and max_train_workers to 1 and let generators train side by side",
+        )
+        require(
             0 <= self.min_generators <= self.generators,
             f"shape.min_generators must lie in 0..generators {self.generators}, not {self.min_generators}",
         )

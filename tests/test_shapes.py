@@ -43,6 +43,14 @@ def test_numbers_that_ray_would_refuse_later_are_refused_now(field, value):
         Shape(**{field: value})
 
 
+def test_two_ranks_of_one_gpu_are_refused_and_one_rank_a_fit_is_not():
+    with pytest.raises(UserError, match=r"train_gpus 0\.5 .* NCCL refuses two on one"):
+        Shape(train_gpus=0.5, train_workers=2)
+    with pytest.raises(UserError, match="NCCL"):
+        Shape(train_gpus=0.5, max_train_workers=2)
+    assert Shape(train_gpus=0.5, train_side_by_side=2).train_gpus == 0.5
+
+
 def test_an_unknown_field_ends_with_2(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["run", "--recipe", "debug", "--out", "/nowhere/x", "--shape.generatrs", "2"])

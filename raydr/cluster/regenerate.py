@@ -62,9 +62,12 @@ def run(target: Run, sample_id: str, to: str) -> str:
         guidance=drawn["guidance"],
         batch=drawn["batch"],
     )
-    # As the generator actors do on a CPU: fp32 weights, lower precision by autocast.
+    # On the device that made it, where this machine has one. As the generator actors do on a CPU: fp32 weights, lower
+    # precision by autocast.
+    same_gpu = torch.cuda.is_available() and torch.cuda.get_device_name() == row["device"]
+    where, precision = ("cuda", sampler.precision) if same_gpu else ("cpu", "fp32")
     source = staging.local(record["base"], recipe.finetune.revision, target)
-    base = load_base(source, "fp32", recipe.finetune.revision)
+    base = load_base(source, precision, recipe.finetune.revision, where)
     for part in (base.unet, base.vae):  # as in the generators: another layout picks other kernels
         part.to(memory_format=torch.channels_last)
     if sampler.compiled:
@@ -73,7 +76,7 @@ def run(target: Run, sample_id: str, to: str) -> str:
     sampler = sampled(sampler, record["kind"])
     leak = SignalLeak.load(folder) if sampler.signal_leak else None
     latents = sample_latents(base, PromptCache(base), row["prompt"], [row["seed"]], sampler, record["px"], leak=leak)
-    pixels = to_pixels(base, latents, sampler.batch)[0].numpy()
+    pixels = to_pixels(base, latents, sampler.batch)[0].cpu().numpy()
     Path(to).write_bytes(encode(pixels, "png"))
     difference = np.abs(pixels.astype(np.int16) - decode(row["image"]))
     if not difference.any():

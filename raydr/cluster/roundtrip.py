@@ -17,7 +17,7 @@ BATCH = 8
 def array(recipe: Recipe, target: Run, sha256s: Sequence[str], device: str = "cpu") -> Any:
     """The node's ImageArray of these photographs after encode and decode, keyed by the originals' hashes.
 
-    Encoded to the posterior's mean at `finetune.px`, where generators work, and brought to `ingest.px` as
+    Encoded to the posterior's mean at `finetune.px` in the generators' precision, and brought to `ingest.px` as
     every sample is. Cached as pixels; processes of a node wait for the one that makes them.
     """
     from raydr.diffusion.model import base_fingerprint, from_uint8, load_base
@@ -25,12 +25,13 @@ def array(recipe: Recipe, target: Run, sha256s: Sequence[str], device: str = "cp
 
     config = recipe.finetune
     name = base_fingerprint(config.base, config.revision)[:8]
-    folder = session.node_cache(target) / "arrays" / f"roundtrip-{name}-{config.px}"
+    precision = recipe.synthesize.sampler.precision if device == "cuda" else "fp32"  # as generators do
+    folder = session.node_cache(target) / "arrays" / f"roundtrip-{name}-{config.px}-{precision}"
     missing = ImageArray(folder, recipe.ingest.px).missing(sha256s)
     if not missing:
         return ImageArray(folder, recipe.ingest.px)
     originals = ensemble.image_array(target, config.px, [("real", schema.REAL)], missing)
-    base = load_base(staging.local(config.base, config.revision, target), "fp32", config.revision, device)
+    base = load_base(staging.local(config.base, config.revision, target), precision, config.revision, device)
 
     def decoded(digests: Sequence[str]) -> list[np.ndarray]:
         import torch

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import ray
 
 from raydr import lineage, terminal
@@ -83,7 +84,7 @@ def attempt(work: Callable[[str], None], memory: Memory) -> Outcome:
 
 
 def generate(recipe: Recipe, target: Run, device: str) -> None:
-    """One compute batch of a generator, in its static shape; two steps take as much memory as thirty."""
+    """One compute batch of a generator, in its static shape, and its verdict; two steps take the memory of thirty."""
     from raydr.diffusion.model import load_base
     from raydr.diffusion.sampler import PromptCache, decode, sample_latents
 
@@ -94,12 +95,23 @@ def generate(recipe: Recipe, target: Run, device: str) -> None:
     base = load_base(source, precision, recipe.finetune.revision, device)
     seeds = list(range(config.batch))
     latents = sample_latents(base, PromptCache(base), "a fundus photograph", seeds, config, recipe.finetune.px)
-    decode(base, latents, config.batch)
+    pixels = decode(base, latents, config.batch).cpu().numpy()
+    judges = _judges(recipe, device)
+    judges.probabilities(np.resize(pixels, (recipe.synthesize.shard_size, *pixels.shape[1:])))
+
+
+def _judges(recipe: Recipe, device: str) -> Any:
+    """The scoring members as they are before training: as large as those that score."""
+    from raydr.grading.backbones import build
+    from raydr.grading.ensemble import Ensemble, Meta
+
+    graders = [member.grader for member in recipe.ensemble.members if member.role == "score"]
+    blank = [dataclasses.replace(grader, pretrained=False, weights="") for grader in graders]
+    return Ensemble([(build(grader), Meta("trial", grader, seed=0)) for grader in blank], device)
 
 
 def finetune(recipe: Recipe, target: Run, device: str) -> None:
-    """One step of a generator of every grade, on latents of noise; with the ECC term where ECC is trained."""
-    import numpy as np
+    """One step of a generator of every grade, on latents of noise; for ECC with its term and a batch of candidates."""
     import torch
 
     from raydr.diffusion.ecc import Pool
@@ -108,7 +120,7 @@ def finetune(recipe: Recipe, target: Run, device: str) -> None:
     from raydr.diffusion.state import Photographs, Spec
     from raydr.diffusion.training import Trainer
 
-    config = dataclasses.replace(recipe.finetune, accumulation=1, validate_every=0)
+    config = dataclasses.replace(recipe.finetune, accumulation=1, validate_every=0, ecc_steps=2)
     source = staging.local(config.base, config.revision, target)
     base = load_base(source, config.precision, config.revision, device)
     side = config.px // base.latent_factor
@@ -121,6 +133,8 @@ def finetune(recipe: Recipe, target: Run, device: str) -> None:
     if kind == "ecc":
         trainer.pool = Pool(latents.mean[:, 0], list(GRADES))
     trainer.run(1)
+    if kind == "ecc":
+        _judges(recipe, device).probabilities(trainer.own_candidates(GRADES[0], 0, range(config.ecc_merge)))
     trainer.close()
 
 
@@ -167,7 +181,8 @@ def check(recipe: Recipe, target: Run, shape: Shape, stages: Sequence[str], devi
         share = gpu_share(shape, stage)
         for device in devices:
             config = lineage.inside(recipe, stage), recipe.finetune.px, recipe.finetune.base
-            key = f"cache/trials/{stage}-{fingerprint(stage, config, share, device)}.json"
+            judges = lineage.inside(recipe, "ensemble")
+            key = f"cache/trials/{stage}-{fingerprint(stage, config, judges, share, device)}.json"
             if target.exists(key):
                 outcome = Outcome(**target.read_json(key))
             else:

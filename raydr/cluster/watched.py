@@ -96,13 +96,20 @@ def isolate(
     """(tables of the rows that can be made, [(index, error) of those that raise]), found by halving.
 
     Pixels do not depend on neighbours, so the good rows are what they would have been. A user's mistakes are
-    no fault of a row: they are raised.
+    no fault of a row: they are raised. So is a batch too large for the GPU, whose halves would fit: every shard
+    would be made twice, in silence.
     """
     try:
         return [make(indices)], []
     except UserError:
         raise
     except Exception as error:  # whatever a model or a codec raises: it is written down, and counted at the end
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which not every worker has imported
+            raise UserError(
+                f"The GPU's memory did not suffice ({str(error).splitlines()[0][:200]}): lower "
+                "synthesize.sampler.batch, or give generators or scorers more of a GPU (--shape.generator-gpus, "
+                "--shape.scorer-gpus)"
+            ) from None
         if len(indices) == 1:
             return [], [(indices[0], f"{type(error).__name__}: {str(error)[:300]}")]
     half = len(indices) // 2

@@ -210,13 +210,15 @@ class Fused:
             for layer, (down, up, scale) in read(folder).items():
                 name = f"{layer}.weight"
                 weight = self._originals.get(name, self._weights.get(name))
-                if weight is None or weight.shape != (up.shape[0], down.shape[1]):
+                # A convolution's down has its kernel, and its up is 1 x 1.
+                fits = up.shape[2:].numel() == 1 and weight is not None
+                if weight is None or not fits or weight.shape != (up.shape[0], *down.shape[1:]):
                     raise UserError(
                         f"The LoRA in {folder} was made for another base: its layer {layer.removeprefix(UNET)} does "
                         "not fit"
                     )
-                delta = scale * (up.to(weight.device).float() @ down.to(weight.device).float())
-                values[name] = (weight.float() + delta).to(weight.dtype)
+                up, down = (part.to(weight.device).float().flatten(1) for part in (up, down))
+                values[name] = (weight.float() + scale * (up @ down).view_as(weight)).to(weight.dtype)
         for name, value in values.items():
             if name not in self._weights or self._weights[name].shape != value.shape:
                 raise UserError(

@@ -28,7 +28,8 @@ class Base:
     text_encoder: Any  # CLIPTextModel
     vae: Any  # AutoencoderKL
     unet: Any  # UNet2DConditionModel, or None where it was not asked for
-    scheduler: Any  # as shipped with the base; its config holds betas and the prediction type
+    scheduler: Any  # adds training's noise; its config holds betas and the prediction type
+    solver: str = "PNDMScheduler"  # diffusers' class that the base ships to sample with
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +136,10 @@ def load_base(
         part.requires_grad_(False)
         part.eval()
         part.to(device=device)
-    return Base(tokenizer, text_encoder, vae, unet, scheduler)
+    if torch.device(device).type == "cuda":  # cuDNN's kernels for half precision want it; on a CPU last bits would move
+        for part in parts[1:]:
+            part.to(memory_format=torch.channels_last)
+    return Base(tokenizer, text_encoder, vae, unet, scheduler, str(config.get("_class_name", Base.solver)))
 
 
 def _require_prediction(source: str, config: dict[str, Any]) -> None:

@@ -15,9 +15,14 @@ from raydr.config import Sampler
 from raydr.diffusion.leak import SignalLeak
 from raydr.diffusion.model import PRECISIONS, Base
 
+# What "base" takes as it is shipped. Others draw noise as they go, which no seed of an image holds, or count noise in
+# another scale; for those PNDM stands, which Stable Diffusion was published with.
+SHIPPED = ("PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+
 
 def make_scheduler(base: Base, sampler: Sampler) -> Any:
     """The solver named by `sampler`, with the base's betas and prediction type."""
+    from diffusers import schedulers
     from diffusers.schedulers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 
     config = base.scheduler.config
@@ -25,7 +30,9 @@ def make_scheduler(base: Base, sampler: Sampler) -> Any:
         return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2)
     if sampler.name == "ddim":
         return DDIMScheduler.from_config(config, set_alpha_to_one=False, clip_sample=False)
-    return PNDMScheduler.from_config(config)
+    if base.solver in SHIPPED:
+        return getattr(schedulers, base.solver).from_config(config)
+    return PNDMScheduler.from_config(config, skip_prk_steps=True)
 
 
 def noise_for(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:

@@ -171,8 +171,13 @@ class Ensemble:
         """Raw softmax of every member: float32 (B, M, 5).
 
         `images` are uint8 (B, H, W, 3), or float (B, 3, H, W) in [0, 1] on any device; they are resized
-        on the ensemble's device where a member's side differs.
+        on the ensemble's device where a member's side differs, and judged `pixels.pass_size` at a time.
         """
+        size = pixels.pass_size(max(model.px for model in self.models))
+        parts = [self._pass(images[start : start + size]) for start in range(0, max(1, len(images)), size)]
+        return np.concatenate(parts)
+
+    def _pass(self, images: np.ndarray | Tensor) -> np.ndarray:
         if isinstance(images, np.ndarray):
             assert (images.dtype, images.ndim, images.shape[-1]) == (np.uint8, 4, 3), (images.dtype, images.shape)
             floats = pixels.to_input(torch.from_numpy(np.ascontiguousarray(images)), images.shape[1], self.device)

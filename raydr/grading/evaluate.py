@@ -51,7 +51,7 @@ def evaluate_grader(
     *,
     trial_id: str,
     split: str,
-    batch: int = 256,
+    batch: int | None = None,
 ) -> tuple[pa.Table, dict[str, float]]:
     """Predictions (schema.PREDICTIONS) and every metric of `metrics.summary` for `array[rows]`."""
     probabilities = predict(model, array, rows, batch)

@@ -18,6 +18,11 @@ CONTRAST = 0.2
 COLOUR = 0.08
 
 
+def pass_size(px: int) -> int:
+    """Images of `px` in one pass of a grader that is not trained: VGG16 takes 128 MiB for each of 512 px in fp32."""
+    return max(16, min(256, 256 * 64**2 // px**2))
+
+
 def to_input(pixels: Tensor, px: int, device: str | torch.device = "cpu") -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, px, px) in [0, 1] on `device`, resized there if it must be."""
     images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)

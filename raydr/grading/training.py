@@ -246,9 +246,13 @@ def train(
 
 
 @torch.inference_mode()
-def predict(model: GradingModel, images: Images, rows: np.ndarray, batch: int = 256) -> np.ndarray:
-    """Softmax of the model's logits for `images[rows]`: float32 (n, 5), in fp32 whatever it was trained in."""
+def predict(model: GradingModel, images: Images, rows: np.ndarray, batch: int | None = None) -> np.ndarray:
+    """Softmax of the model's logits for `images[rows]`: float32 (n, 5), in fp32 whatever it was trained in.
+
+    `batch` images at a time (None: `pixels.pass_size`).
+    """
     training, device = model.training, model.shift.device
+    batch = batch or pixels.pass_size(model.px)
     model.eval()
     outputs = []
     for start in range(0, len(rows), batch):

@@ -92,6 +92,17 @@ def test_fused_weights_predict_what_peft_does(base, tmp_path, alpha):
     torch.testing.assert_close(predict(base.unet), expected, rtol=0, atol=1e-5)
 
 
+def test_adapted_convolutions_are_fused_too(base, tmp_path):
+    """SD 1.x's proj_in is a 1 x 1 convolution, its resnets' are 3 x 3: LoRAs of others adapt them."""
+    config = dataclasses.replace(CONFIG, targets=("to_q", "proj_in", "conv1"))
+    assert base.unet.get_parameter("down_blocks.1.attentions.0.proj_in.weight").ndim == 4
+    plain = predict(base.unet)
+    expected = trained(base, tmp_path, config=config)
+    assert (expected - plain).abs().max() > 0.05, "the adapter must matter"
+    lora.Fused(base.unet).switch(tmp_path)
+    torch.testing.assert_close(predict(base.unet), expected, rtol=0, atol=1e-5)
+
+
 def test_switching_back_and_forth_is_exact(base, tmp_path):
     stored = weights(base.unet)
     for seed in (3, 4):

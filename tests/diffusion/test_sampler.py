@@ -1,5 +1,7 @@
 import copy
 import dataclasses
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +74,30 @@ def test_the_solvers_are_those_that_the_config_names(base):
     solver = make_scheduler(base, Sampler())
     assert (solver.config.algorithm_type, solver.config.solver_order) == ("dpmsolver++", 2)
     assert torch.equal(solver.alphas_cumprod, base.scheduler.alphas_cumprod)
+
+
+@pytest.mark.parametrize(
+    ("shipped", "used"),
+    [
+        ("DDIMScheduler", "DDIMScheduler"),  # as Stable Diffusion 2.1 does
+        ("UniPCMultistepScheduler", "UniPCMultistepScheduler"),
+        ("EulerAncestralDiscreteScheduler", "PNDMScheduler"),
+    ],
+)
+def test_the_base_s_own_solver_is_the_one_it_ships(folder, tmp_path, shipped, used):
+    path = tmp_path / "base"
+    shutil.copytree(folder, path)
+    config = path / "scheduler" / "scheduler_config.json"
+    values = json.loads(config.read_text()) | {"_class_name": shipped, "set_alpha_to_one": False, "clip_sample": False}
+    values.pop("skip_prk_steps", None)
+    config.write_text(json.dumps(values))
+    base, sampler = load_base(str(path)), Sampler(name="base", steps=6, batch=2, signal_leak=False)
+    scheduler = make_scheduler(base, sampler)
+    assert type(scheduler).__name__ == used
+    scheduler.set_timesteps(sampler.steps)
+    assert len(scheduler.timesteps) == sampler.steps + (used == "PNDMScheduler")  # which does its second one twice
+    pixels = decode(base, sample_latents(base, PromptCache(base), "a photograph", [1, 2], sampler, PX), 2)
+    assert pixels.float().std() > 1
 
 
 def test_more_steps_approach_the_same_image(base):

@@ -8,7 +8,7 @@ import torch
 from grading.blobs import blobs
 from raydr.config import Grader, Member
 from raydr.errors import DamagedData, LeakageError, MissingInput, UserError
-from raydr.grading import calibration, ensemble, training
+from raydr.grading import calibration, ensemble, pixels, training
 from raydr.grading.members import train_member
 
 TINY = Grader(backbone="test_resnet", px=32, steps=3, batch=10)
@@ -84,6 +84,17 @@ def test_probabilities_are_each_members_raw_softmax(folder):
         np.testing.assert_allclose(got[:, column], expected, atol=1e-6)
     floats = torch.from_numpy(IMAGES[:9]).permute(0, 3, 1, 2).float() / 255
     np.testing.assert_allclose(judges.probabilities(floats), got, atol=1e-6)
+
+
+def test_many_images_are_judged_in_passes_that_fit_a_gpu(folder, monkeypatch):
+    assert [pixels.pass_size(px) for px in (32, 64, 128, 256, 512)] == [256, 256, 64, 16, 16]
+    whole = ensemble.Ensemble.load(folder).probabilities(IMAGES[:9])
+    monkeypatch.setattr(pixels, "pass_size", lambda px: 4)
+    judges, seen = ensemble.Ensemble.load(folder), []
+    judges.models[0].register_forward_pre_hook(lambda model, inputs: seen.append(len(inputs[0])))
+    np.testing.assert_allclose(judges.probabilities(IMAGES[:9]), whole, atol=1e-6)
+    assert seen == [4, 4, 1]
+    assert judges.probabilities(IMAGES[:0]).shape == (0, 2, 5)
 
 
 def test_score_is_the_mean_over_members_of_the_intended_grade():
