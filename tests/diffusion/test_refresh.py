@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.ranks import Threads
 from diffusion.small import CONFIG, PX, trainer
-from diffusion.test_training import Threads
 from raydr.diffusion import ecc
 from raydr.diffusion.state import Alone
 

@@ -1,3 +1,5 @@
+"""Fine-tuning: equal bits for equal seeds, resumed or on several ranks, and what is drawn, learnt and refused."""
+
 import copy
 import dataclasses
 import threading
@@ -6,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.small import CONFIG, INSTANCE, MEANS, PX, judge, photographs, trainer
+from diffusion.ranks import Threads
+from diffusion.small import CONFIG, INSTANCE, photographs, trainer
 from raydr.diffusion import lora, losses
 from raydr.diffusion.state import State
 from raydr.errors import UserError
@@ -103,33 +106,6 @@ def test_ecc_branches_from_the_plain_run(shared):
     assert [event["step"] for event in events if event["event"] == "ecc"] == [2, 4]
 
 
-class Threads:
-    """The workers of one run as threads: sums and gathers in rank order."""
-
-    def __init__(self, world_size):
-        self.barrier, self.slots = threading.Barrier(world_size, timeout=240), [None] * world_size
-
-    def rank(self, rank):
-        return ThreadRank(self, rank)
-
-
-class ThreadRank:
-    def __init__(self, group, rank):
-        self.group, self.rank, self.world_size = group, rank, len(group.slots)
-
-    def gather(self, value):
-        self.group.slots[self.rank] = value
-        self.group.barrier.wait()
-        values = list(self.group.slots)
-        self.group.barrier.wait()
-        return values
-
-    def sum(self, tensors):
-        gathered = self.gather([tensor.clone() for tensor in tensors])
-        for k, tensor in enumerate(tensors):
-            tensor.copy_(torch.stack([part[k] for part in gathered]).sum(0))
-
-
 @pytest.mark.parametrize(
     ("world_size", "options"),
     [
@@ -219,48 +195,6 @@ def test_noise_offset_shifts_whole_channels(base):
     assert difference.std((2, 3)).max() < 1e-6
 
 
-def test_candidates_that_agree_make_the_pool(base):
-    run, events = trainer(base, kind="ecc", grades=(1, 3))
-    run.run(3)
-    (event,) = (event for event in events if event["event"] == "ecc")
-    # Of each call's 4 candidates the 3 best are looked at and 2 reach .7; call 0 is grade 1, call 1 grade 3.
-    assert (event["ecc_pool"], event["ecc_candidates"], event["ecc_acceptance"]) == (4, 8, 0.5)
-    assert run.pool.grades == [1, 1, 3, 3]
-    assert run.pool.latents.shape == (4, 6, PX // 2, PX // 2)
-    assert events[-1]["ecc"] > 0
-    _, prompts, _, _ = run._batch(list(range(12)), True)
-    assert set(prompts[24:]) == {instance_prompt("DDR", 1), instance_prompt("DDR", 3)}
-
-
-def test_pool_latents_are_of_the_best_candidates(base):
-    run, _ = trainer(base, kind="ecc", config=dataclasses.replace(CONFIG, ecc_calls=1))
-    run.run(2)
-    images = run.own_candidates(1, 2, [0])
-    best = np.argsort(-MEANS)[:2]
-    expected = base.encode(torch.from_numpy(images[best]).permute(0, 3, 1, 2).float() / 127.5 - 1)
-    run.run(3)
-    torch.testing.assert_close(run.pool.latents, expected, rtol=0, atol=1e-4)
-
-
-def test_ecc_is_off_while_no_candidate_passes(shared):
-    nothing = finished(copy.deepcopy(shared), kind="ecc", judge=lambda images: 0.5 * judge(images))
-    plain = finished(copy.deepcopy(shared))
-    assert_same(weights(nothing[0]), weights(plain[0]))
-    assert [event["ecc_pool"] for event in nothing[1] if event["event"] == "ecc"] == [0, 0]
-    assert not any("ecc" in event for event in nothing[1] if event["event"] == "step")
-    pool = finished(copy.deepcopy(shared), kind="ecc")
-    assert any(
-        not torch.equal(a, b) for a, b in zip(weights(pool[0]).values(), weights(plain[0]).values(), strict=True)
-    )
-
-
-def test_the_control_keeps_candidates_unseen(base):
-    config = dataclasses.replace(CONFIG, ecc_select=False)
-    run, events = trainer(base, kind="ecc", config=config, judge=lambda images: 0 * judge(images))
-    run.run(3)
-    assert [event["ecc_pool"] for event in events if event["event"] == "ecc"] == [6]
-
-
 def test_no_number_stops_with_a_sentence(base):
     run, _ = trainer(base, config=dataclasses.replace(CONFIG, learning_rate=1e30))
     with pytest.raises(UserError, match=r"plain-test.*no number at step 2.*finetune\.learning_rate"):
@@ -346,6 +280,18 @@ def test_every_weight_may_be_trained(shared):
     second.run()
     assert_same_state(second.state(), whole.state())
     assert not torch.equal(whole.base.unet.conv_in.weight, shared.unet.conv_in.weight)
+
+
+def test_generators_that_train_every_weight_all_start_from_the_base(base):
+    config = dataclasses.replace(CONFIG, full=True, steps=3, learning_rate=1e-3)
+    untrained = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    first, _ = finished(base, config=config)
+    after = {name: value.clone() for name, value in first.weights.state()["weights"].items()}
+    first.close()
+    assert_same(dict(base.unet.state_dict()), untrained)
+    assert not any(parameter.requires_grad for parameter in base.unet.parameters())
+    second, _ = finished(base, config=config)
+    assert_same(second.weights.state()["weights"], after)
 
 
 def test_gradient_checkpointing_changes_no_gradient(shared):

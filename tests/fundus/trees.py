@@ -32,6 +32,12 @@ def photograph(seed: int, form: str = "JPEG", **kwargs: int) -> bytes:
     return buffer.getvalue()
 
 
+def saved(image: Image.Image, form: str = "PNG", **kwargs) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **kwargs)
+    return buffer.getvalue()
+
+
 def write(root: Path, files: dict[str, bytes | str]) -> Path:
     for path, content in files.items():
         target = root / path

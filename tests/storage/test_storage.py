@@ -1,9 +1,8 @@
+"""A run on a disk: the first writer wins, keys stay inside, and kills and full disks leave nothing half-written."""
+
 import ctypes
-import json
 import os
 import pickle
-import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +14,8 @@ from hypothesis import strategies as st
 from raydr import backends
 from raydr.errors import DamagedData, MissingInput, UserError
 from raydr.storage import Run, check_key
+
+from .processes import start
 
 BAD_KEYS = [
     "",
@@ -42,17 +43,6 @@ BAD_KEYS = [
     "a" * 201,
     "a/" * 500 + "a",
 ]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(str(tmp_path / "out"))
-
-
-def start(code: str, *arguments: str, failpoint: str = "") -> subprocess.Popen[str]:
-    environment = os.environ | {"RAYDR_FAILPOINT": failpoint}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
 
 
 def test_the_first_writer_wins(run: Run) -> None:
@@ -289,110 +279,6 @@ def test_a_durable_write_syncs_file_and_folder(run: Run, monkeypatch: pytest.Mon
     synced.clear()
     run.create("a/third", b"", sync=False)
     assert synced == []
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    folder = tmp_path / "weights"
-    (folder / "unet").mkdir(parents=True)
-    (folder / "unet" / "model.safetensors").write_bytes(b"w" * 50_000)
-    (folder / "generator.json").write_text("{}")
-    (folder / ".cache").write_text("not part of it")
-    return folder
-
-
-def test_a_folder_comes_back_as_it_was(run: Run, weights: Path, tmp_path: Path) -> None:
-    assert run.upload(weights, "generators/g1")
-    assert not run.upload(weights, "generators/g1")
-    assert run.uploaded("generators/g1")
-    assert run.folder("generators/g1", tmp_path / "cache") == run.path("generators/g1")
-    copy = run.download("generators/g1", tmp_path / "copy")
-    assert (copy / "unet" / "model.safetensors").read_bytes() == b"w" * 50_000
-    names = {path.name for path in copy.rglob("*") if path.is_file()}
-    assert names == {"model.safetensors", "generator.json", "_done.json"}
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    run.replace("generators/g1/generator.json", b"changed")
-    assert run.download("generators/g1", tmp_path / "copy") == copy  # there already
-
-
-def test_a_half_upload_is_never_read(run: Run, weights: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from raydr.storage import Run\n"
-        "Run(sys.argv[1]).upload(Path(sys.argv[2]), 'g')"
-    )
-    assert start(code, run.url, str(weights), failpoint="before_commit:exit").wait() == 137
-    assert run.exists("g/generator.json")
-    assert not run.uploaded("g")
-    for read in (lambda: run.download("g", tmp_path / "copy"), lambda: run.folder("g", tmp_path)):
-        with pytest.raises(MissingInput, match=r"g.* in .*out"):
-            read()
-    assert not (tmp_path / "copy").exists()
-    (weights / "generator.json").write_text('{"again": 1}')
-    assert run.upload(weights, "g")
-    assert (run.download("g", tmp_path / "copy") / "generator.json").read_text() == '{"again": 1}'
-
-
-def test_changed_weights_and_hostile_marks_are_refused(run: Run, weights: Path, tmp_path: Path) -> None:
-    run.upload(weights, "g")
-    run.replace("g/unet/model.safetensors", b"v" * 50_000)
-    with pytest.raises(DamagedData, match=r"g/unet/model\.safetensors"):
-        run.download("g", tmp_path / "a" / "copy")
-    assert list((tmp_path / "a").iterdir()) == []
-    mark = run.read_json("g/_done.json")
-    mark["files"]["../../evil"] = mark["files"]["generator.json"]
-    run.replace_json("g/_done.json", mark)
-    with pytest.raises(UserError, match="no valid name"):
-        run.download("g", tmp_path / "b" / "copy")
-    assert not (tmp_path / "b").exists()
-
-
-def test_a_download_does_not_take_over_a_foreign_folder(run: Run, weights: Path, tmp_path: Path) -> None:
-    run.upload(weights, "g")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is in the way"):
-        run.download("g", tmp_path / "mine")
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-
-
-HOLD = (
-    "import sys; from raydr.storage import Run\n"
-    "with Run(sys.argv[1]).lock('raydr synthesize'): print('held', flush=True); sys.stdin.readline()"
-)
-
-
-def test_the_second_driver_is_told_who_the_first_is(run: Run) -> None:
-    first = start(HOLD, run.url)
-    assert first.stdout is not None
-    assert first.stdout.readline() == "held\n"
-    with pytest.raises(UserError) as caught, run.lock("raydr sweep"):
-        pytest.fail("two drivers hold the lock")
-    holder = json.loads(run.read("_lock"))
-    for word in ("raydr synthesize", socket.gethostname(), f"pid {first.pid}", holder["started"], run.url):
-        assert word in str(caught.value)
-    with run.lock("raydr sweep", force=True):
-        pass
-    first.communicate("\n")
-    with run.lock("raydr sweep") as lost:
-        assert not lost.is_set()
-        assert json.loads(run.read("_lock"))["pid"] == os.getpid()
-
-
-def test_a_killed_driver_frees_its_lock_at_once(run: Run) -> None:
-    first = start(HOLD, run.url)
-    assert first.stdout is not None
-    first.stdout.readline()
-    first.kill()
-    first.wait()
-    with run.lock("again"):
-        pass
-
-
-def test_an_error_under_the_lock_stays_what_it_is(run: Run) -> None:
-    with pytest.raises(FileNotFoundError, match="mine"), run.lock("x"):
-        raise FileNotFoundError("mine")
-    with run.lock("free again"):
-        pass
 
 
 def test_importing_storage_is_cheap() -> None:

@@ -1,4 +1,4 @@
-"""Every mistake a person can make on the command line: one sentence, exit code 2, nothing damaged, no Ray."""
+"""What is typed: help, versions and plans, and mistakes, each one sentence, exit code 2 and nothing written."""
 
 import dataclasses
 import importlib.metadata
@@ -10,60 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from raydr import cli, commands, recipes, shapes
+from raydr import commands, recipes, shapes
 from raydr.errors import BudgetExhausted
-from raydr.storage import Run
 
-STAGES = ("ingest", "ensemble", "finetune", "synthesize", "sweep")
-
-
-@pytest.fixture
-def raydr(capsys):
-    """Call the command line: (exit code, everything printed). A traceback would come through as an exception."""
-
-    def call(*argv):
-        try:
-            code = cli.main([str(item) for item in argv])
-        except SystemExit as stop:  # argparse and tyro leave this way
-            code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
-
-    return call
-
-
-@pytest.fixture
-def no_ray(monkeypatch):
-    from raydr.cluster import session
-
-    def started(*arguments):
-        raise AssertionError("Ray was started")
-
-    monkeypatch.setattr(session, "session", started)
-
-
-def begun(folder, name="debug", stages=("ingest",), **changes):
-    """A run whose recipe is on disk and whose `stages` have begun."""
-    from raydr.cluster import pipeline
-
-    target = Run(folder)
-    pipeline.open_run(dataclasses.replace(recipes.named(name), **changes), target)
-    for stage in stages:
-        pipeline.begin(target, stage)
-    return target
-
-
-def content(folder):
-    """{path: bytes}; the lock's file comes and goes."""
-    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != "_lock")
-    return {str(path): path.read_bytes() for path in files}
-
-
-def sentence(printed):
-    """The one line that a mistake leaves (a stage's header may stand before it)."""
-    lines = [line for line in printed.splitlines() if line.startswith("raydr: ")]
-    assert len(lines) == 1, printed
-    return lines[0]
+from .runs import STAGES, begun, content, sentence
 
 
 def test_alone_it_explains_itself(raydr):
@@ -222,138 +172,6 @@ def test_later_commands_leave_the_recipe_out(raydr, tmp_path):
     assert content(tmp_path) == before
 
 
-# -- a folder without a run, and damaged ones -------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["status"],
-        ["report"],
-        ["verify"],
-        ["repair"],
-        ["audit"],
-        ["regenerate", "g/g1/0", "--to", "image.png"],
-    ],
-    ids=lambda argv: argv[0],
-)
-@pytest.mark.parametrize("exists", [True, False])
-def test_commands_about_a_run_on_a_folder_without_one(raydr, tmp_path, monkeypatch, argv, exists):
-    monkeypatch.chdir(tmp_path)
-    out = tmp_path / "out"
-    if exists:
-        out.mkdir()
-        (out / "thesis.txt").write_text("not ours")
-    code, printed = raydr(argv[0], out, *argv[1:])
-    assert code == 2
-    assert "There is no run in" in sentence(printed)
-    assert content(tmp_path) == ({str(out / "thesis.txt"): b"not ours"} if exists else {})
-
-
-@pytest.mark.parametrize("command", ["status", "verify", "repair", "report"])
-@pytest.mark.parametrize("data", ["{", "{}", '{"recipe": {"name": "x", "unknown": 1}}'])
-def test_a_damaged_recipe(raydr, tmp_path, command, data):
-    (tmp_path / "recipe.json").write_text(data)
-    code, printed = raydr(command, tmp_path)
-    assert code == 2
-    assert "recipe.json" in sentence(printed)
-    assert content(tmp_path) == {str(tmp_path / "recipe.json"): data.encode()}
-
-
-def test_status_of_a_run_that_has_just_begun(raydr, tmp_path):
-    begun(tmp_path)
-    code, printed = raydr("status", tmp_path)
-    assert code == 0
-    assert "172 phantoms" in printed
-    assert raydr("verify", tmp_path)[0] == 0
-    assert raydr("repair", tmp_path)[0] == 0
-
-
-# -- what a run refuses before Ray starts -----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("stage", "lacks"),
-    [
-        ("ensemble", "raydr ingest"),
-        ("finetune", "raydr ingest"),
-        ("synthesize", "raydr ingest"),
-        ("sweep", "raydr ingest"),
-    ],
-)
-def test_a_stage_before_its_inputs(raydr, no_ray, tmp_path, stage, lacks):
-    code, printed = raydr(stage, "--recipe", "debug", "--out", tmp_path)
-    assert code == 2
-    assert lacks in sentence(printed)
-    assert json.loads((tmp_path / "recipe.json").read_text())["begun"] == []
-
-
-def test_stages_after_ingest_name_what_comes_next(raydr, no_ray, tmp_path):
-    from raydr import shards
-
-    target = begun(tmp_path)
-    shards.complete(target, "real", [])
-    assert "run `raydr ensemble` first" in sentence(raydr("finetune", "--out", tmp_path)[1])
-    assert "run `raydr finetune` first" in sentence(raydr("synthesize", "--out", tmp_path)[1])
-    assert "run `raydr synthesize` first" in sentence(raydr("sweep", "--out", tmp_path)[1])
-
-
-def test_a_recipe_of_photographs_without_photographs(raydr, no_ray, tmp_path):
-    code, printed = raydr("run", "--recipe", "ddr_sd15", "--out", tmp_path)
-    assert code == 2
-    assert "raydr ingest ddr PATH" in sentence(printed)
-
-
-@pytest.mark.parametrize("out", ["file", "file/below"])
-def test_an_output_that_cannot_be_written(raydr, no_ray, tmp_path, out):
-    (tmp_path / "file").write_text("precious")
-    code, printed = raydr("run", "--recipe", "debug", "--out", tmp_path / out)
-    assert code == 2
-    assert str(tmp_path / "file") in sentence(printed)
-    assert content(tmp_path) == {str(tmp_path / "file"): b"precious"}
-
-
-@pytest.mark.parametrize(
-    ("argv", "field", "before", "after"),
-    [
-        (["--recipe", "demo"], "ingest.px", "32", "64"),
-        (["--recipe", "debug", "--seed", "2"], "seed", "1", "2"),
-        (["--seed", "2"], "seed", "1", "2"),
-        (["--recipe", "debug", "--fold", "1"], "fold", "None", "1"),
-        (["--finetune.rank", "3"], "finetune.rank", "8", "3"),
-        (["--synthesize.sampler.guidance", "5"], "synthesize.sampler", "2.0", "5.0"),
-        (["--num-replicates", "2"], "num_replicates", "1", "2"),
-    ],
-)
-def test_another_recipe_in_the_same_folder_names_field_and_values(raydr, no_ray, tmp_path, argv, field, before, after):
-    begun(tmp_path, stages=STAGES)
-    kept = content(tmp_path)
-    code, printed = raydr("run", "--out", tmp_path, *argv)
-    assert code == 2
-    said = sentence(printed)
-    assert f"{field} = " in said
-    assert before in said
-    assert after in said
-    assert content(tmp_path) == kept
-
-
-def test_what_has_not_begun_may_still_change(raydr, no_ray, tmp_path):
-    """And quotas, arms and reports always: those runs get as far as Ray."""
-    begun(tmp_path, stages=("ingest",))
-    for argv in (["--finetune.rank", "3"], ["--synthesize.count", "64"], ["--sweep.num-seeds", "9"]):
-        with pytest.raises(AssertionError, match="Ray was started"):
-            raydr("run", "--out", tmp_path, *argv)
-    stored = json.loads((tmp_path / "recipe.json").read_text())["recipe"]
-    assert (stored["finetune"]["rank"], stored["synthesize"]["count"], stored["sweep"]["num_seeds"]) == (3, 64, 9)
-
-
-def test_a_second_driver_is_refused(raydr, no_ray, tmp_path):
-    with begun(tmp_path).lock("the first"):
-        code, printed = raydr("run", "--out", tmp_path)
-    assert code == 2
-    assert "the first" in sentence(printed)
-
-
 # -- exit codes -------------------------------------------------------------------------------------
 
 
@@ -389,7 +207,7 @@ def test_a_bug_keeps_its_traceback(raydr, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("shape", "code"), [("laptop", 0), ("pc", 2)])
 def test_a_job_ends_with_the_commands_code(tmp_path, shape, code):
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     argv = ["sweep.py", "--recipe", "debug", "--out", tmp_path / "out", "--shape", shape, "--dry-run"]
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=root / "jobs", env=environment)
