@@ -73,6 +73,8 @@ def dispatch(argv: list[str]) -> int:
         return stage(options, fields, known)
     if options.command == "submit":
         return submit(options, fields, known)
+    if options.command in ("evaluate", "rescore"):
+        options.shape, fields = shape_of(options.shape, fields)
     if fields:
         raise UserError(f"raydr {options.command} does not know {fields[0]!r}: see `raydr {options.command} --help`")
     from raydr.commands import COMMANDS
@@ -173,7 +175,11 @@ def submit(options: Any, fields: list[str], known: argparse.ArgumentParser) -> i
     from raydr.cluster import submit as jobs
 
     if options.job in jobs.ABOUT:
-        there = known.parse_args([options.job, *fields])
+        there, others = known.parse_known_args([options.job, *fields])
+        if "shape" in there:
+            _, others = shape_of(there.shape, others)
+        if others:
+            raise UserError(f"raydr {options.job} does not know {others[0]!r}: see `raydr {options.job} --help`")
         fields.remove(there.out)
         fields = [there.out, *fields]  # first, where no option's value can be taken for it
     if "shape" in there and not any(item.split("=")[0] == "--shape" for item in fields):

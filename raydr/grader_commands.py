@@ -16,7 +16,7 @@ def evaluate(options: Any, recipe: "Recipe", target: "Run") -> int:
     from raydr import shapes
     from raydr.cluster import evaluate as stage
 
-    shape = shapes.with_options(shapes.named(options.shape), options.address, None, None)
+    shape = shapes.with_options(options.shape, options.address, None, None)
     with target.lock("evaluate"):
         found = stage.run(recipe, target, options.on, options.arm or (), shape)
     for name, arms in found.items():

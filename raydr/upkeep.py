@@ -103,7 +103,7 @@ def rescore(options: Any, recipe: Recipe, target: Run) -> int:
     from raydr.cluster import rescore as stage
 
     _one_replicate(recipe, target)
-    shape = shapes.with_options(shapes.named(options.shape), options.address, None, None)
+    shape = shapes.with_options(options.shape, options.address, None, None)
     clock = terminal.Clock()
     with target.lock("rescore"):
         result = stage.run(recipe, target, options.ensemble, options.role, shape, options.paper_mode)

@@ -104,6 +104,20 @@ def test_unknown_options_of_plain_commands(raydr, tmp_path, command):
     assert "does not know '--fast'" in sentence(printed)
 
 
+@pytest.mark.parametrize(
+    "argv", [["evaluate", "out", "--on", "APTOS"], ["rescore", "out", "--ensemble", "e"]], ids=lambda argv: argv[0]
+)
+def test_commands_that_start_ray_take_fields_of_the_shape(raydr, monkeypatch, argv):
+    asked = []
+    monkeypatch.setitem(commands.COMMANDS, argv[0], lambda options: asked.append(options.shape) or 0)
+    assert raydr(*argv, "--shape", "workstation", "--shape.trial-gpus", "1") == (0, "")
+    assert asked == [dataclasses.replace(shapes.SHAPES["workstation"], trial_gpus=1.0)]
+    code, printed = raydr(*argv, "--shape.trial-gpu", "1")
+    assert code == 2
+    assert "trial-gpus" in printed  # the suggestion
+    assert raydr(*argv, "--fast")[0] == 2
+
+
 # -- what the command line refuses ------------------------------------------------------------------
 
 

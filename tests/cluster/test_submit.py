@@ -82,6 +82,8 @@ def test_a_typo_is_found_before_anything_is_sent(capsys):
             ["submit", "synthesize", "--address", "http://127.0.0.1:1", "--recipe", "debug", *OUT, "--acepted", "3"]
         )
     assert ended.value.code == 2
+    assert cli.main(["submit", "rescore", "s3://b/run", "--ensemble", "e", "--fast"]) == 2
+    assert "raydr rescore does not know '--fast'" in capsys.readouterr().out
 
 
 def test_nobody_at_the_address_is_one_sentence(capsys, monkeypatch):
