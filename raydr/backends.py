@@ -9,9 +9,12 @@ import contextlib
 import errno
 import functools
 import os
+import random
 import re
 import secrets
 import shutil
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ _MENDABLE = {
     errno.ENAMETOOLONG: "the path is too long",
     errno.ENOLCK: "the file system lacks locks",
 }
+# Before a conditional create whose connection broke is sent again.
+RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 _hits: dict[str, int] = {}
 
 
@@ -184,7 +189,10 @@ class Bucket:
 
         try:
             # A conditional put is one request: a multipart upload would drop the condition on some stores.
-            result = obstore.put(self.store, key, data, mode=condition, use_multipart=False if condition else None)
+            result = _again(
+                lambda: obstore.put(self.store, key, data, mode=condition, use_multipart=False if condition else None),
+                RETRY_SECONDS if condition == "create" else (),
+            )
         except FileNotFoundError:
             raise UserError(f"the bucket of {self.url} does not exist: create it first, or check --out") from None
         except (AlreadyExistsError, PreconditionError):
@@ -232,6 +240,21 @@ class Bucket:
         return [(meta["path"], meta["size"]) for page in pages for meta in page if meta["path"]]
 
 
+def _again(put: Callable[[], Any], waits: Sequence[float]) -> Any:
+    """`put()`, again after each of `waits` where the connection broke: obstore itself repeats no conditional one. The
+    broken request may have arrived: whoever creates looks whose it is where the key is taken."""
+    from obstore.exceptions import GenericError
+
+    for wait in waits:
+        try:
+            return put()
+        except GenericError as error:
+            if "error sending request" not in str(error):
+                raise
+            time.sleep(wait * (1 + random.random()))  # of many that lost a connection together, not all at once
+    return put()
+
+
 def _version(meta: Any) -> dict[str, str]:
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
 
@@ -243,11 +266,15 @@ def s3_endpoint() -> str:
 
 def _options(url: str) -> dict[str, Any]:
     """Client options; credentials come from the environment's usual chain and stay inside the client."""
-    options: dict[str, Any] = {}
+    # By default a request may take 30 s from first byte to last: SD 1.5's UNet of 3.4 GB, one conditional put, would
+    # need 115 MB/s. A server that answers nothing for a minute is given up all the same.
+    client: dict[str, Any] = {"timeout": "1h", "read_timeout": "60s"}
+    options: dict[str, Any] = {"client_options": client}
     if not url.startswith("s3://"):
         return options
     if s3_endpoint():
-        options |= {"endpoint": s3_endpoint(), "client_options": {"allow_http": s3_endpoint().startswith("http://")}}
+        client["allow_http"] = s3_endpoint().startswith("http://")
+        options["endpoint"] = s3_endpoint()
     elsewhere = {"AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"}
     file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
     if file.is_file() and not elsewhere & set(os.environ):

@@ -120,7 +120,8 @@ def repair(run: Run, problems: Iterable[Problem]) -> list[str]:
         for parent in PurePosixPath(problem.key).parents:
             if parent.name:
                 run.delete(f"{COMMITS}/{parent}/{MANIFEST}")
-        run.delete(record_key(problem.key))
+        if problem.kind != "orphan":  # whose record may have followed while the others were hashed
+            run.delete(record_key(problem.key))
         if problem.kind in ("damaged", "missing") or not _is_readable(run, problem.key):
             run.delete(problem.key)
         redo.append(problem.key)

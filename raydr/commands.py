@@ -35,10 +35,10 @@ def _places(out: str) -> "list[Run]":
 
 
 def report(options: Any) -> int:
-    from raydr.cluster import pipeline
+    from raydr.cluster import results
     from raydr.storage import Run
 
-    pipeline.write_report(Run(options.out))
+    results.write_report(Run(options.out))
     if options.figures:
         from raydr.report import export
 
@@ -97,15 +97,19 @@ def verify(options: Any) -> int:
 
 def repair(options: Any) -> int:
     from raydr import shards
+    from raydr.storage import Run
 
     count = 0
-    for place in _places(options.out):
-        problems = shards.verify(place)
-        for stage, table in {"ingest": "real", "synthesize": "synthetic", "sweep": "trials"}.items():
-            # A stage that loses a shard is no longer finished; said first, or a kill here would hide the loss.
-            if any(f"/{problem.key}".split("/_commits")[-1].startswith(f"/{table}/") for problem in problems):
-                place.delete(f"logs/stage-{stage}.json")
-        count += len(shards.repair(place, problems))
+    places = _places(options.out)
+    # What a live driver has written a moment ago looks like an orphan.
+    with Run.locks("repair", Run(options.out), *places):
+        for place in places:
+            problems = shards.verify(place)
+            for stage, table in {"ingest": "real", "synthesize": "synthetic", "sweep": "trials"}.items():
+                # A stage that loses a shard is no longer finished; said first, or a kill here would hide the loss.
+                if any(f"/{problem.key}".split("/_commits")[-1].startswith(f"/{table}/") for problem in problems):
+                    place.delete(f"logs/stage-{stage}.json")
+            count += len(shards.repair(place, problems))
     terminal.line("repair", f"{count} shards to make again: run the stage's command")
     return 0
 

@@ -7,11 +7,11 @@ the run's storage when whoever holds it dies.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from raydr import lineage, shards
+from raydr import acceptance, lineage, shards
 from raydr.attempts import Attempt, attempts, crashed, scorings
 from raydr.finished import Finished
 from raydr.storage import Run
@@ -19,6 +19,9 @@ from raydr.storage import Run
 TABLE = "synthetic"
 # How a reason to close begins that is no user's wish to stop.
 BUDGET, BROKEN = "budget", "broken"
+# What a ticket gets that is to ask again: were it spent, idle actors would use up all of them while the last shards are
+# made, and what these lack could not be leased.
+LATER: dict[str, Any] = {}
 # A session in which so many shards are lost, and more than are made, is not unlucky but broken.
 FEW = 3
 
@@ -35,6 +38,8 @@ class Target:
     accepted: int
     # Shards that the budget allows.
     most: int
+    # Of scores; None counts what the records say, whatever band they were made for.
+    band: tuple[float, float] | None = None
 
     def key(self, number: int) -> str:
         return lineage.shard_key(self.generator_id, self.grade, number)
@@ -117,16 +122,6 @@ def remaining_shards(target: Target, made: int, accepted: int) -> int | None:
     return min(max(least, math.ceil(missing / (accepted / made))), max(0, target.most - made))
 
 
-def numbers_of(keys: Iterable[str]) -> dict[str, set[int]]:
-    """{shard key up to its number: numbers}; keys that are no shard's (a quarantined sample's) are left out."""
-    found: dict[str, set[int]] = {}
-    for key in keys:
-        stem, _, number = key.removesuffix(".parquet").rpartition("-")
-        if number.isdecimal():
-            found.setdefault(stem, set()).add(int(number))
-    return found
-
-
 class Leases:
     """Leases, starts, crashes and quotas of one stage; every method is quick but for one or two small writes."""
 
@@ -158,26 +153,29 @@ class Leases:
         self._starts = {key: attempts(names) for key, names in labels.items()}
         self._scorings = {key: scorings(names) for key, names in labels.items()}
         # Wherever they lie: a pool of many leases far beyond the contiguous ones.
-        known = numbers_of([*done, *bad, *self._starts])
+        known = lineage.numbers_of([*done, *bad, *self._starts])
         for target in self._targets:
+            stem = target.key(0).rpartition("-")[0]
+            mine = {key: record for key, record in done.items() if key.rpartition("-")[0] == stem}
+            accepted = acceptance.counted(self._run, mine, target.band)
             progress = self._progress[target.generator_id, target.grade]
-            for number in known.get(target.key(0).rpartition("-")[0], ()):
+            for number in known.get(stem, ()):
                 key = target.key(number)
                 if number >= target.most:
                     continue
                 if key in done:
-                    progress.finished[number] = done[key].extra.get("accepted", 0)
+                    progress.finished[number] = accepted[key]
                 elif key in bad:
                     progress.finished[number] = None
-                mine = [item for item in self._starts.get(key, []) if item.session == self._session]
-                if mine and number not in progress.finished:
+                begun = [item for item in self._starts.get(key, []) if item.session == self._session]
+                if begun and number not in progress.finished:
                     progress.leased.add(number)
-                    self._leases[mine[-1].ticket] = (target, number)
+                    self._leases[begun[-1].ticket] = (target, number)
 
     def lease(self, ticket: int, node: str, token: str) -> dict[str, Any] | None:
-        """The shard for `ticket`, or None when nothing more is wanted; notes the start durably.
+        """The shard for `ticket`; LATER while those in flight may suffice, None when nothing more is wanted.
 
-        `token` names the call: a lease that is asked for twice under one token started once.
+        Notes the start durably. `token` names the call: a lease that is asked for twice under one token started once.
         """
         while True:
             held = self._leases.get(ticket)
@@ -187,7 +185,7 @@ class Leases:
             if held is None:
                 held = None if self.closed else self._choose()
                 if held is None:
-                    return None
+                    return LATER if not self.closed and self._may_want_more() else None
                 self._leases[ticket] = held
             target, number = held
             key = target.key(number)
@@ -258,6 +256,11 @@ class Leases:
                 self._of(target).leased.add(number)
                 return target, number
         return None
+
+    def _may_want_more(self) -> bool:
+        """Whether shards in flight are trusted with the rest of a quota: if they bring less, one more is wanted."""
+        unmet = [(target, self._of(target)) for target in self._targets if not is_met(target, self._of(target))]
+        return any(progress.in_flight() and progress.free() < target.most for target, progress in unmet)
 
     def note(self, token: str, kind: str, words: str) -> None:
         """Why the process of a start is about to end, said by itself; `kind` (hung, raised) is what the note says."""

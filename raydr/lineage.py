@@ -4,7 +4,7 @@ Quotas, budgets, arms, report options and cluster shape stay outside, so that a 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,16 @@ def synthetic_fingerprint(recipe: Recipe, generator_id: str, ensemble: str) -> s
 
 def shard_key(generator_id: str, grade: int, number: int) -> str:
     return f"synthetic/{generator_id}/g{grade}-{number:06d}.parquet"
+
+
+def numbers_of(keys: Iterable[str]) -> dict[str, set[int]]:
+    """{shard key up to its number: numbers}; keys that are no shard's (a quarantined sample's) are left out."""
+    found: dict[str, set[int]] = {}
+    for key in keys:
+        stem, _, number = key.removesuffix(".parquet").rpartition("-")
+        if number.isdecimal():
+            found.setdefault(stem, set()).add(int(number))
+    return found
 
 
 def scores_key(ensemble_id: str, key: str) -> str:

@@ -252,6 +252,13 @@ class Run:
                     stack.enter_context(hold(backend, self.url, purpose, lost))
             yield lost
 
+    @staticmethod
+    @contextlib.contextmanager
+    def locks(purpose: str, *runs: "Run") -> Iterator[Sequence[threading.Event]]:
+        """`lock` of each of `runs` (a run and its replicates), each once; yields their events."""
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(run.lock(purpose)) for run in {run.url: run for run in runs}.values()]
+
     @contextlib.contextmanager
     def _explained(self, key: str, made: bool = False) -> Iterator[Folder | Bucket]:
         """The backend; what a user can mend becomes one sentence. `made`: `key` is written, so it need not be there."""

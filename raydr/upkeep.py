@@ -66,8 +66,8 @@ def gc(options: Any, recipe: Recipe, target: Run) -> int:
     from raydr import garbage
     from raydr.record import replicates
 
-    with target.lock("gc"):
-        places = [place for _, place in replicates(recipe, target)]
+    places = [place for _, place in replicates(recipe, target)]
+    with Run.locks("gc", target, *places):
         found = [(place, garbage.find(place, recipe, options.caches)) for place in places]
         sums: dict[str, tuple[int, int]] = {}
         for _, waste in found:

@@ -27,6 +27,7 @@ LEVELS = (
     {"plan", "trainset", "garbage"},
     {"trials"},
     {"grading", "fundus", "selection", "leases"},
+    {"acceptance"},
     {"shards", "record", "metrics", "statistics", "paired_tests"},
     {"checks"},
     {"attempts", "ledger", "parquet", "stopping", "spending"},

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 import time
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from raydr import schema, shards
 from raydr.attempts import Attempt, attempts, crashed, scorings
 from raydr.finished import Finished
-from raydr.leases import Leases, Progress, Target, is_met, next_number, remaining_shards
+from raydr.leases import LATER, Leases, Progress, Target, is_met, next_number, remaining_shards
 from raydr.storage import Run
 
 ONE = Target("plain-g1-a", 1, least=2, accepted=0, most=2)
@@ -38,6 +39,58 @@ def numbers(table, count, node="n"):
 
 def test_every_shard_is_leased_once_and_then_none(run):
     assert numbers(leases(run), 4) == [0, 1, None, None]
+
+
+def test_a_ticket_waits_while_shards_in_flight_may_bring_too_little(run):
+    """A tail of one slow shard: idle actors ask and ask, and no ticket is spent by it."""
+    target = Target("plain-g1-a", 1, least=2, accepted=10, most=4)
+    table = leases(run, target)
+    assert numbers(table, 2) == [0, 1]
+    table.finish(target.generator_id, 1, 0, accepted=8)
+    assert [table.lease(2, "n", f"t2-{k}") for k in range(50)] == [LATER] * 50  # shard 1 is credited with the other 2
+    table.finish(target.generator_id, 1, 1, accepted=0)
+    assert table.lease(2, "n", "late")["number"] == 2
+    table.finish(target.generator_id, 1, 2, accepted=0)
+    assert table.lease(3, "n", "last")["number"] == 3
+    assert table.lease(4, "n", "over") is None  # the budget holds no more, whatever shard 3 brings
+    table.finish(target.generator_id, 1, 3, accepted=2)
+    assert table.state()["met"]
+    assert table.lease(4, "n", "met") is None
+
+
+def test_nobody_waits_for_a_count_or_after_a_stop(run):
+    table = leases(run, ONE)
+    assert numbers(table, 3) == [0, 1, None]
+    table = leases(run, QUOTA, session="q-2")
+    table.lease(0, "n", "a")
+    table.close("stop")
+    assert table.lease(1, "n", "b") is None
+
+
+def real_shard(run, target, number, scores, band):
+    """A committed shard of `target` with these scores, as the sink records it for `band`."""
+    rows = len(scores)
+    columns = {field.name: pa.nulls(rows, field.type) for field in schema.SYNTHETIC}
+    columns |= {"blank": [False] * rows, "valid_fundus": [True] * rows, "nearest_distance": [1.0] * (rows - 1) + [0.1]}
+    table = pa.table(columns | {"score": scores}, schema.SYNTHETIC)
+    inside = sum(band[0] <= score <= band[1] for score in scores[:-1])  # the last one is a memory
+    extra = {"accepted": inside, "band": list(band), "threshold": 0.5}
+    shards.commit(run, target.key(number), table, schema.SYNTHETIC, "f", extra)
+
+
+def test_a_quota_in_another_band_counts_what_lies_in_that_band(run):
+    wide, paper = (0.5, 1.0), (0.7, 0.9)
+    target = Target("plain-g1-a", 1, least=1, accepted=3, most=9, band=wide)
+    for number in range(2):
+        real_shard(run, target, number, [0.55, 0.8, 0.95, 0.85], wide)
+    assert leases(run, target).state()["targets"][0]["accepted"] == 3  # of the first shard; that suffices
+    other = dataclasses.replace(target, band=paper)
+    table = leases(run, other, session="q-2")
+    assert not table.state()["met"]
+    assert table.state()["targets"][0]["accepted"] == 2  # one in each: a memory does not count here either
+    assert table.lease(0, "n", "a")["number"] == 2
+    real_shard(run, target, 2, [0.1, 0.8, 0.1, 0.1], paper)
+    assert leases(run, other, session="q-3").state()["met"]
 
 
 def test_the_least_advanced_target_comes_first(run):

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pytest
 from s3_server import serve, use_server
 
-from raydr import locks, shards
+from raydr import backends, locks, shards
 from raydr.errors import DamagedData, MissingInput, UserError
 from raydr.schema import SCORES
 from raydr.storage import Run
@@ -363,6 +363,49 @@ def test_refused_credentials_are_one_sentence_without_them(
             assert "AKIAKEYFORTESTS" not in said
             assert "secretfortests" not in said
     assert b"secretfortests" not in pickle.dumps(run)
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_a_create_whose_connection_broke_is_sent_again(run: Run, monkeypatch, arrived: bool) -> None:
+    """obstore repeats other requests by itself. Where the broken one had arrived, who creates finds its own bytes."""
+    import obstore
+    from obstore.exceptions import GenericError
+
+    put, broken = obstore.put, []
+
+    def breaks(*arguments, **options):
+        if len(broken) < 2:
+            broken.append(arguments[1])
+            if arrived:
+                with contextlib.suppress(Exception):
+                    put(*arguments, **options)
+            raise GenericError("Generic S3 error: error sending request for url (http://x/y)")
+        return put(*arguments, **options)
+
+    monkeypatch.setattr(obstore, "put", breaks)
+    monkeypatch.setattr(backends, "RETRY_SECONDS", (0.01, 0.01, 0.01))
+    assert run.create("a/b", b"1") is not arrived
+    assert run.read("a/b") == b"1"
+    assert shards.commit(run, PLAN[0], make(0), SCORES, FINGERPRINT).rows == 4
+    assert shards.verify(run) == []
+    assert len(broken) == 2
+
+
+def test_a_network_that_stays_away_is_one_sentence(run: Run, monkeypatch) -> None:
+    import obstore
+    from obstore.exceptions import GenericError
+
+    tries = []
+
+    def breaks(*arguments, **options):
+        tries.append(1)
+        raise GenericError("Generic S3 error: error sending request for url (http://x/y)")
+
+    monkeypatch.setattr(obstore, "put", breaks)
+    monkeypatch.setattr(backends, "RETRY_SECONDS", (0.01, 0.01))
+    with pytest.raises(UserError, match="same command again to resume"):
+        run.create("a/b", b"1")
+    assert len(tries) == 3
 
 
 def test_an_address_follows_the_environment_to_another_server() -> None:

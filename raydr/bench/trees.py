@@ -120,7 +120,8 @@ def commit_shard(target: Run, number: int) -> None:
         "synthetic": True,
     }
     accepted = int(((scores >= 0.7) & (scores <= 0.9)).sum())
-    extra = {"accepted": accepted, "seconds": 1.0, "ended": 0.0, "threshold": 0.0, "node": "none", "host": "nowhere"}
+    extra = {"accepted": accepted, "band": [0.7, 0.9], "seconds": 1.0, "ended": 0.0, "threshold": 0.0}
+    extra |= {"node": "none", "host": "nowhere"}
     key = Target(GENERATOR, GRADE, 1, 0, 1).key(number)
     shards.commit(target, key, workload.fill(rows, SHARD, schema.SYNTHETIC), schema.SYNTHETIC, FINGERPRINT, extra)
 

@@ -1,5 +1,6 @@
 """The generator pool: what runs on the nodes between a ticket and a shard's raw pixels and scores."""
 
+import itertools
 import json
 import os
 import secrets
@@ -17,7 +18,11 @@ from raydr.cluster.sink import NOTHING, RAW, SAID, pack
 from raydr.cluster.watched import Beat, Worker
 from raydr.config import Recipe
 from raydr.kinds import sampled
+from raydr.leases import LATER
 from raydr.storage import Run
+
+# Seconds between a ticket's first questions while the shards in flight may suffice; then one.
+FIRST_WAITS = (0.05, 0.1, 0.2, 0.5)
 
 
 class Maker(Protocol):
@@ -46,7 +51,12 @@ class Generate(Worker):
         if self._refused:
             raise self._refused
         self._token = secrets.token_hex(4)
-        lease: Any = ray.get(self._quota().lease.remote(int(batch["id"][0]), self._node, self._token))
+        lease: Any = LATER
+        for wait in itertools.chain(FIRST_WAITS, itertools.repeat(1.0)):
+            lease = ray.get(self._quota().lease.remote(int(batch["id"][0]), self._node, self._token))
+            if lease != LATER:
+                break
+            time.sleep(wait)
         # A row says that the ticket came back empty: the driver would wait in vain for an empty block.
         return NOTHING if lease is None else pack(self.make(lease))
 

@@ -9,13 +9,16 @@ the same command again skips it without starting Ray. Anything unfinished goes o
 
 import contextlib
 import importlib
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raydr import lineage, prices, spending, stopping, terminal
+from raydr import lineage, prices, shards, spending, stopping, terminal
+from raydr.cluster import results, source_record
 from raydr.cluster.provenance import revision, versions
 from raydr.config import Recipe
-from raydr.errors import DamagedData, IdentityMismatch, MissingInput, Stopped
+from raydr.errors import IdentityMismatch, Stopped
 from raydr.identity import as_dict, fingerprint
 from raydr.record import replicates
 from raydr.shapes import Shape
@@ -43,9 +46,13 @@ def open_run(recipe: Recipe, target: Run) -> None:
     """
     stored = target.read_json("recipe.json") if target.exists("recipe.json") else None
     if stored:
-        begun = [stage for stage in STAGES if stage in stored.get("begun", [])]
+        known = _begun(target, stored)
+        begun = [stage for stage in STAGES if stage in known]
         # Photographs are the same however often the chain repeats on them; a cohort of phantoms is one replicate's.
         counts = [] if begun == ["ingest"] and recipe.ingest.source != "phantom" else ["num_replicates"]
+        outside = set(stored.get("begun", [])) <= {"ingest"}  # all else lies in the replicates
+        if outside and 1 < stored["recipe"]["num_replicates"] <= recipe.num_replicates:
+            counts = []  # more of them leave those that are there as they are
         for name in ("seed", "fold", *counts, "replicate"):
             if begun and stored["recipe"][name] != getattr(recipe, name):
                 raise _mismatch(target, name, stored["recipe"][name], getattr(recipe, name))
@@ -73,6 +80,15 @@ def open_run(recipe: Recipe, target: Run) -> None:
         target.replace_json("recipe.json", record)
 
 
+def _begun(target: Run, stored: dict[str, Any]) -> set[str]:
+    """The stages that a run or one of its replicates has begun."""
+    found = set(stored.get("begun", []))
+    count = stored["recipe"]["num_replicates"]
+    for part in (target.child(f"replicate-{k}") for k in range(count if count > 1 else 0)):
+        found |= set(part.read_json("recipe.json").get("begun", [])) if part.exists("recipe.json") else set()
+    return found
+
+
 def fingerprintable(value: Any) -> Any:
     """Tuples as lists, as JSON gives them back."""
     if isinstance(value, dict):
@@ -98,7 +114,20 @@ def finished(recipe: Recipe, target: Run, stage: str) -> dict[str, Any] | None:
     """The record that a stage left when it ended with this very configuration, or None."""
     key = f"logs/stage-{stage}.json"
     record = target.read_json(key) if target.exists(key) else None
-    return record if record and record["identity"] == identity(recipe, stage) else None
+    if record is None or record["identity"] != identity(recipe, stage):
+        return None
+    # A source that was added since is to be learnt from. (Records of older versions do not say what they saw.)
+    seen = record.get("photographs")
+    return record if seen is None or seen == _photographs(target, stage) else None
+
+
+def _photographs(target: Run, stage: str) -> str | None:
+    """Identity of the photographs that a stage learns from, by the manifest; None for the one that brings them."""
+    if stage == "ingest":
+        return None
+    whole = shards.completed(target, "real")
+    external = {key for source in source_record.sources(target) if source.role == "external" for key in source.keys}
+    return fingerprint(sorted(item for item in (whole or {"shards": {}})["shards"].items() if item[0] not in external))
 
 
 def run(
@@ -114,10 +143,11 @@ def run(
     target = out if isinstance(out, Run) else Run(out)
     summaries: dict[str, Any] = {}
     lost = 0
-    with target.lock(" ".join(stages)):
+    parts = replicates(recipe, target)
+    places = [place for _, place in parts]
+    with Run.locks(" ".join(stages), target, *places) as locks, _leaving(target, locks):
         open_run(recipe, target)
-        parts = replicates(recipe, target)
-        stopping.clear(target, *(place for _, place in parts))
+        stopping.clear(target, *places)
         for part, place in parts if len(parts) > 1 else ():
             open_run(part, place)
         folds.share(recipe, target, parts)
@@ -140,10 +170,34 @@ def run(
                     summaries[stage] = _stage(part, place, shape, stage)
                     lost += len(summaries[stage]["summary"].get("failed", ()))
         if report:
-            summaries["report"] = write_report(target)
+            summaries["report"] = results.write_report(target)
     if lost:  # the other trials and the report are there: that is still no success
         raise Stopped(f"{lost} trials failed (reasons: trials/failed.json); the others are done")
     return summaries
+
+
+@contextlib.contextmanager
+def _leaving(target: Run, lost: Sequence[threading.Event]) -> Iterator[None]:
+    """Interrupts the main thread, as Ctrl-C does, once one of the locks is lost to another driver.
+
+    This one slept, or had no network, for a minute. Rows would stay right, and be paid for twice.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            if any(event.is_set() for event in lost):
+                terminal.note(f"another driver has taken {target.url} over: this one ends")
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=watch, name="raydr-lock-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def add_source(recipe: Recipe, out: str | Run, request: "Request", shape: Shape | None = None) -> dict[str, Any]:
@@ -188,6 +242,7 @@ def _keep_record(
     """Say in a line what a stage did, add up what it cost, and, where it is complete, leave its record."""
     record = {
         "identity": identity(recipe, stage),
+        "photographs": _photographs(target, stage),
         "summary": summary,
         "seconds": usage.seconds,
         "peak_bytes": usage.peak_bytes,
@@ -199,81 +254,7 @@ def _keep_record(
         "peak_bytes": max(earlier["peak_bytes"], usage.peak_bytes),
     }
     target.replace_json("logs/stages.json", spent)
-    terminal.line(stage, describe(stage, summary), usage.seconds)
+    terminal.line(stage, results.describe(stage, summary), usage.seconds)
     if complete:
         target.replace_json(f"logs/stage-{stage}.json", record)
     return record
-
-
-def describe(stage: str, summary: dict[str, Any]) -> str:
-    """The line of result of a stage."""
-    if stage == "ingest" and "source" in summary:
-        source = summary["source"]
-        told = f"{source['dataset']}: {source['kept']} of {source['listed']} entries, {source['added']} added now"
-        return f"{told}; {summary['photographs']} photographs in all"
-    if stage == "ingest":
-        train = summary["counts"].get("train", [])
-        return f"{summary['photographs']} photographs, training counts by grade {'/'.join(map(str, train))}"
-    if stage == "ensemble":
-        scores = [member["balanced_accuracy"] for member in summary["trained"] if "balanced_accuracy" in member]
-        told = f", held-out balanced accuracy {', '.join(f'{score:.2f}' for score in scores)}" if scores else ""
-        whole = summary.get("ensemble") or {}
-        told += f", {whole['balanced_accuracy']:.2f} together on validation" if "balanced_accuracy" in whole else ""
-        return f"{summary['members']} graders{told}"
-    if stage == "finetune":
-        names = ", ".join(name.rsplit("-", 1)[0] for name in summary["generators"])
-        cost = summary.get("ecc_cost")
-        told = f", a refresh of ECC took {cost:.1f}x the training between two" if cost else ""
-        return f"{len(summary['generators'])} generators ({names}){told}"
-    if stage == "synthesize":
-        made = summary["images"]
-        inside = sum(row["accepted"] for row in summary["targets"])
-        return f"{made} images, {inside} in the band ({inside / max(1, made):.0%})"
-    return f"{summary['trials']} trials ({summary['run']} run now)"
-
-
-def write_report(target: Run) -> str:
-    """Write report/index.html and results.json, print the table of arms; returns the page's address."""
-    from raydr.cluster import telemetry
-    from raydr.report import page
-
-    if not target.exists("recipe.json"):
-        raise MissingInput(f"There is no run in {target.url}: name the --out of a run, or start one with `raydr run`")
-    record = target.read_json("recipe.json")
-    # A run of an older raydr can still be reported on: its recipe is shown, not restored.
-    if not isinstance(record, dict) or "num_replicates" not in (record.get("recipe") or {}):
-        raise DamagedData(f"recipe.json in {target.url} is no recipe of raydr: restore it, or use another --out")
-    with telemetry.measured() as usage:
-        where = page.write(target)
-    spent = target.read_json("logs/stages.json") if target.exists("logs/stages.json") else {}
-    spent["report"] = {"seconds": usage.seconds, "peak_bytes": usage.peak_bytes}
-    target.replace_json("logs/stages.json", spent)
-    show(target.read_json("report/results.json"))
-    terminal.line("report", where, usage.seconds)
-    return where
-
-
-def show(results: dict[str, Any]) -> None:
-    """Print the table of arms and the answer, as results.json has them."""
-    rows = []
-    wide = terminal.console.width >= 100  # in 80 columns the recalls are means alone: cut cells would say nothing
-    for row in results["table"]:
-        cells = [_cell(row["metrics"][key]) for key in ("balanced_accuracy", "accuracy_at_ddr_priors")]
-        rows.append([row["name"], *cells, *(_cell(value, wide) for value in row["recall"])])
-    if rows:
-        title = "Arms on the test set, % (mean ± standard deviation over seeds)"
-        if results["phantom"]:
-            title += "\nPhantom data: tests the software, not the clinic"
-        columns = ["arm", "bal. acc.", "DDR acc.", *(f"{'recall' if wide else 'rec.'} {grade}" for grade in range(5))]
-        terminal.table(title, columns, rows)
-    for sentence in [*results["answer"]["sentences"], *results["answer"]["caveats"]]:
-        terminal.note(sentence)
-
-
-def _cell(value: Any, spread: bool = True) -> str:
-    if isinstance(value, dict):
-        mean, std = value.get("mean"), value.get("std")
-        if mean is None:
-            return "–"
-        return f"{100 * mean:.1f} ± {100 * std:.1f}" if spread and std is not None else f"{100 * mean:.1f}"
-    return "–" if value is None else f"{100 * value:.1f}"

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from raydr import lineage, metrics, schema, shards
+from raydr import acceptance, lineage, metrics, schema, shards
 from raydr.cluster import session, telemetry
 from raydr.config import Recipe
 from raydr.fundus import plausible
@@ -115,9 +115,9 @@ def commit_shard(
         }
     )
     scores, distances = np.asarray(table["score"]), np.asarray(table["nearest_distance"])
-    low, high = config.band
-    accepted = int((~blank & fundus & (scores >= low) & (scores <= high) & (distances >= lease["threshold"])).sum())
-    extra = {"accepted": accepted, "seconds": float(np.sum(table["seconds"])), "ended": time.time()}
+    accepted = int(acceptance.accepted(blank, fundus, scores, distances, config.band, lease["threshold"]).sum())
+    extra = {"accepted": accepted, "band": list(config.band)}
+    extra |= {"seconds": float(np.sum(table["seconds"])), "ended": time.time()}
     extra |= {name: lease[name] for name in ("threshold", "node", "host")}
     identity = lineage.synthetic_fingerprint(recipe, generator_id, ensemble_id)
     with telemetry.timed("synthesize", "commit"):

@@ -36,7 +36,11 @@ def targets(recipe: Recipe, generators: list[lineage.Generator]) -> list[Target]
     config = recipe.synthesize
     least = math.ceil(config.count / config.shard_size)
     most = max(least, config.max_images // config.shard_size) if config.accepted else least
-    return [Target(g.generator_id, grade, least, config.accepted, most) for g in generators for grade in g.grades]
+    return [
+        Target(g.generator_id, grade, least, config.accepted, most, config.band)
+        for g in generators
+        for grade in g.grades
+    ]
 
 
 def versions() -> str:
@@ -188,6 +192,8 @@ def verdict(work: Work, state: dict[str, Any]) -> dict[str, Any]:
             f"synthesize.max_images ended before the quota of {config.accepted} accepted images was met: "
             f"{'; '.join(short)}: raise it, widen the band, or train the generator further"
         )
+    if short:
+        raise Stopped(f"The stream ended before all was made: {'; '.join(short)}; the same command goes on")
     if lost > config.max_quarantine * (made + lost):
         raise BudgetExhausted(
             f"{lost} of {made + lost} images are in quarantine, first {notes[0]['key']} ({notes[0]['reason']}: "

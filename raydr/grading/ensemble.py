@@ -160,7 +160,8 @@ class Ensemble:
     @classmethod
     def load(cls, folder: str | Path, role: str | None = "score", device: str | torch.device = "cpu") -> "Ensemble":
         """The members under `folder` with this role (None: all). Raises MissingInput if there is none."""
-        folders = sorted(path.parent for path in Path(folder).glob(f"*/{META}"))
+        # Names that begin with a dot are downloads that another process of the node has not finished, or died in.
+        folders = sorted(path.parent for path in Path(folder).glob(f"[!.]*/{META}"))
         chosen = [path for path in folders if role is None or load_meta(path).role == role]
         if not chosen:
             raise MissingInput(f"no ensemble member of role {role!r} in {folder}: train them with `raydr ensemble`")

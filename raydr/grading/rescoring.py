@@ -43,7 +43,7 @@ def find(run: Run, ensemble: str, role: str, cache: Path) -> Judges:
         if not kept:
             raise MissingInput(f"graders/{name} in {run.url} holds no finished member of role {role!r}: see --role")
         return Judges(name if role == "score" else f"{name}-{role}", kept)
-    folders = sorted(path.parent for path in Path(ensemble).glob(f"*/{META}")) if "://" not in ensemble else []
+    folders = sorted(path.parent for path in Path(ensemble).glob(f"[!.]*/{META}")) if "://" not in ensemble else []
     chosen = [folder for folder in folders if _has_role(load_meta(folder), role)]
     if not chosen:
         raise MissingInput(

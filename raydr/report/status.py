@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from raydr import shards, spending
+from raydr import acceptance, shards, spending
 from raydr.attempts import attempts, crashed, scorings
 from raydr.config import Recipe
 from raydr.leases import TABLE, Target, remaining_shards
@@ -24,10 +24,10 @@ class Work:
     accepted: int = 0
     seconds: float = 0.0
 
-    def add(self, record: shards.Commit) -> None:
+    def add(self, record: shards.Commit, accepted: int) -> None:
         self.num_shards += 1
         self.images += record.rows
-        self.accepted += record.extra.get("accepted", 0)
+        self.accepted += accepted
         self.seconds += record.extra.get("seconds", 0.0)
 
 
@@ -40,17 +40,19 @@ class Found:
     crashes: Counter[str] = field(default_factory=Counter)
 
 
-def look(place: Run) -> Found:
-    """What the commit records and the starts of one replicate say."""
+def look(place: Run, band: tuple[float, float] | None = None) -> Found:
+    """What the commit records and the starts of one replicate say; None: of whatever band was asked for then."""
     found = Found()
     hosts: dict[str, str] = {}
-    for key, record in shards.commits(place, TABLE).items():
+    done = shards.commits(place, TABLE)
+    accepted = acceptance.counted(place, done, band)
+    for key, record in done.items():
         _, generator_id, name = key.split("/")
         grade = int(name.split("-")[0].removeprefix("g"))
-        found.groups.setdefault((generator_id, grade), Work()).add(record)
+        found.groups.setdefault((generator_id, grade), Work()).add(record, accepted[key])
         node = record.extra.get("node", "unknown")
         hosts[node] = record.extra.get("host", "")
-        found.nodes.setdefault(f"{hosts[node]} {node}".strip(), Work()).add(record)
+        found.nodes.setdefault(f"{hosts[node]} {node}".strip(), Work()).add(record, accepted[key])
     for labels in shards.starts(place, TABLE).values():
         for item in [*crashed(attempts(labels)), *crashed(scorings(labels))]:
             found.crashes[f"{hosts.get(item.node, '')} {item.node}".strip()] += 1
@@ -63,7 +65,7 @@ def rows(target: Run, recipe: Recipe) -> list[list[str]]:
     least = math.ceil(config.count / config.shard_size)
     most = max(least, config.max_images // config.shard_size) if config.accepted else least
     for _, place in replicates(recipe, target):
-        found, spent = look(place), spending.total(place, "synthesize")
+        found, spent = look(place, config.band), spending.total(place, "synthesize")
         lost = [row["key"] for row in shards.quarantined(place, TABLE)]
         for (generator_id, grade), work in sorted(found.groups.items()):
             goal = Target(generator_id, grade, least, config.accepted, most)

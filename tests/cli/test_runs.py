@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from raydr.storage import Run
+
 from .runs import STAGES, begun, content, sentence
 
 # -- a folder without a run, and damaged ones -------------------------------------------------------
@@ -129,6 +131,28 @@ def test_what_has_not_begun_may_still_change(raydr, no_ray, tmp_path):
             raydr("run", "--out", tmp_path, *argv)
     stored = json.loads((tmp_path / "recipe.json").read_text())["recipe"]
     assert (stored["finetune"]["rank"], stored["synthesize"]["count"], stored["sweep"]["num_seeds"]) == (3, 64, 9)
+
+
+@pytest.mark.parametrize("argv", [["repair"], ["gc", "--yes"]], ids=lambda argv: argv[0])
+@pytest.mark.parametrize("held", [".", "replicate-1"])
+def test_what_deletes_waits_for_a_driver_of_the_run_or_of_a_replicate(raydr, tmp_path, argv, held):
+    begun(tmp_path, num_replicates=2)
+    with Run(str(tmp_path / held)).lock("the first"):
+        code, printed = raydr(argv[0], tmp_path, *argv[1:])
+    assert code == 2
+    assert "the first" in sentence(printed)
+
+
+def test_a_refused_change_to_a_run_of_replicates_changes_nothing(raydr, no_ray, tmp_path):
+    begun(tmp_path, stages=(), num_replicates=2)
+    for place in ("replicate-0", "replicate-1"):
+        begun(tmp_path / place, stages=("ingest", "finetune"))
+    before = (tmp_path / "recipe.json").read_bytes()
+    for field, value in (("--finetune.rank", "9"), ("--seed", "9"), ("--num-replicates", "1")):
+        code, printed = raydr("run", "--out", tmp_path, field, value)
+        assert code == 2
+        assert "was made with" in sentence(printed)
+        assert (tmp_path / "recipe.json").read_bytes() == before
 
 
 def test_a_second_driver_is_refused(raydr, no_ray, tmp_path):

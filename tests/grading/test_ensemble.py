@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -71,6 +72,14 @@ def test_roles(folder):
     assert [meta.name for meta in ensemble.Ensemble.load(folder, None).metas] == ["a", "b", "c"]
     with pytest.raises(MissingInput, match="no ensemble member of role 'score'"):
         ensemble.Ensemble.load(folder / "a")
+
+
+def test_what_another_process_is_downloading_is_no_member(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    half = tmp_path / ".tmpx1y2"
+    half.mkdir()
+    shutil.copy(folder / "a" / ensemble.META, half)
+    assert [meta.name for meta in ensemble.Ensemble.load(tmp_path).metas] == ["a", "b"]
 
 
 def test_probabilities_are_each_members_raw_softmax(folder):

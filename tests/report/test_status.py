@@ -15,7 +15,7 @@ NAMES = [f"synthetic/plain-g1-a/g1-{number:06d}.parquet" for number in range(4)]
 
 def commit(run, key, accepted, node, seconds, rows=8):
     columns = {field.name: pa.nulls(rows, field.type) for field in schema.SYNTHETIC}
-    extra = {"accepted": accepted, "seconds": seconds, "node": node, "host": "spot-1"}
+    extra = {"accepted": accepted, "band": [0.0, 1.0], "seconds": seconds, "node": node, "host": "spot-1"}
     shards.commit(run, key, pa.table(columns, schema.SYNTHETIC), schema.SYNTHETIC, "f", extra)
 
 

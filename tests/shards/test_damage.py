@@ -58,6 +58,17 @@ def test_an_untrusted_shard_with_other_rows_is_not_decided_silently(committed: R
         shards.commit(committed, PLAN[0], make(0, rows=5), SCORES, FINGERPRINT)
 
 
+def test_an_untrusted_shard_that_lacks_rows_is_written_over(committed: Run, undisturbed: pa.Table) -> None:
+    """Its writer could not make three rows, and died before its record: they can be made now."""
+    committed.delete(PLAN[0])
+    committed.delete(shards.record_key(PLAN[0]))
+    shards.commit(committed, PLAN[0], make(0, rows=5), SCORES, FINGERPRINT)
+    committed.delete(shards.record_key(PLAN[0]))
+    assert shards.commit(committed, PLAN[0], make(0), SCORES, FINGERPRINT).rows == 8
+    assert shards.read(committed, "scores", SCORES).equals(undisturbed)
+    assert shards.verify(committed) == []
+
+
 def test_a_committed_shard_is_never_written_over(committed: Run) -> None:
     for damage in (flip_first, flip, truncate):
         damage(committed, PLAN[0])
@@ -121,6 +132,15 @@ def test_orphans_are_reported_and_only_unreadable_ones_deleted(committed: Run) -
     assert not committed.exists(PLAN[1])
     commit_all(committed)
     assert shards.verify(committed) == []
+
+
+def test_a_record_that_follows_while_others_are_hashed_stays(committed: Run, undisturbed: pa.Table) -> None:
+    record = committed.read(shards.record_key(PLAN[0]))
+    committed.delete(shards.record_key(PLAN[0]))
+    problems = shards.verify(committed)
+    committed.create(shards.record_key(PLAN[0]), record)
+    shards.repair(committed, problems)
+    assert shards.read(committed, "scores", SCORES).equals(undisturbed)
 
 
 def test_shards_of_another_version_are_reported_and_left_alone(run: Run) -> None:
